@@ -210,7 +210,7 @@ NOTES: dict[tuple[str, str], str] = {
     ("asgi", "stalls"): (
         "The users keep the process busy, and the event loop waits for Python's lock "
         "like the threads whose responses have arrived. "
-        "Tried: SMART_ASYNC_THREADS = 16 instead of 64, which shortens the stalls by "
+        "Tried: 16 threads for async calls instead of 64, which shortens the stalls by "
         "half; not the default, since a slow EHR would then hold up more of its other "
         "reads."
     ),

@@ -379,24 +379,28 @@ def build_async_client(client: FHIRClient) -> AsyncFHIRClient:
     """
     Wrap *client* for async code, which awaits every method that sends a request.
 
-    Each call runs in one of ``SMART_ASYNC_THREADS`` threads that this process has for
+    Each call runs in one of 64 threads that this process has for
     the server; a database connection that a refresh opened there is closed after it.
     """
     return AsyncFHIRClient(
         client,
-        executor=_get_executor(conf.SMART_ASYNC_THREADS, os.getpid(), client.base_url),
+        executor=_get_executor(os.getpid(), client.base_url),
         after=connections.close_all,
     )
 
 
+# Of this process, for each server.
+_ASYNC_THREADS = 64
+
+
 @lru_cache(maxsize=256)
-def _get_executor(threads: int, pid: int, base_url: str) -> Executor:
+def _get_executor(pid: int, base_url: str) -> Executor:
     """
     The pool of one server, so that a slow one takes no threads from the others.
 
     Of process *pid*: forked children inherit no threads.
     """
-    return ThreadPoolExecutor(threads, thread_name_prefix="django_smart")
+    return ThreadPoolExecutor(_ASYNC_THREADS, thread_name_prefix="django_smart")
 
 
 def _get_boundary(server: FHIRServer) -> Literal["base", "origin"]:

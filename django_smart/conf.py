@@ -72,20 +72,10 @@ class SMARTSettings:
         return str(self._get("SMART_LAUNCH_PREFIX", "~") or "")
 
     @property
-    def SMART_CLOCK_LEEWAY(self) -> timedelta:
-        """Seconds by which an EHR's clock may differ from ours.  Default: 60."""
-        return timedelta(seconds=self._get("SMART_CLOCK_LEEWAY", 60))
-
-    @property
     def SMART_HTTP_TIMEOUT(self) -> tuple[float, float, float]:
         """Seconds to connect, between two reads, and for a whole call: 5, 10, 20."""
         connect, read, total = self._get("SMART_HTTP_TIMEOUT", (5, 10, 20))
         return float(connect), float(read), float(total)
-
-    @property
-    def SMART_MAX_BODY(self) -> int:
-        """Largest response to read, in bytes after decompression.  Default: 10 MiB."""
-        return int(self._get("SMART_MAX_BODY", 10 * 1024 * 1024))
 
     @property
     def SMART_AUTHORIZATION_LIFETIME(self) -> timedelta:
@@ -117,20 +107,6 @@ class SMARTSettings:
         return timedelta(seconds=self._get("SMART_DISCOVERY_LIFETIME", 24 * 3600))
 
     @property
-    def SMART_REFRESH_FRACTION(self) -> float:
-        """
-        Fraction of an access token's lifetime after which the worker refreshes it.
-
-        Default: 0.75.  Up to a tenth of the lifetime is subtracted at random.
-        """
-        return float(self._get("SMART_REFRESH_FRACTION", 0.75))
-
-    @property
-    def SMART_REFRESH_FLOOR(self) -> timedelta:
-        """Minimum seconds between two refreshes by the worker.  Default: 30."""
-        return timedelta(seconds=self._get("SMART_REFRESH_FLOOR", 30))
-
-    @property
     def SMART_REFRESH_IDLE_AFTER(self) -> timedelta:
         """
         Seconds after which an unused grant is only kept alive.
@@ -145,19 +121,9 @@ class SMARTSettings:
         return int(self._get("SMART_REFRESH_THREADS", 16))
 
     @property
-    def SMART_ASYNC_THREADS(self) -> int:
-        """Threads per process for the calls of ``afhir``.  Default: 64."""
-        return int(self._get("SMART_ASYNC_THREADS", 64))
-
-    @property
     def SMART_PURGE_AFTER(self) -> timedelta:
         """Seconds to keep ended launches and grants.  Default: 30 days."""
         return timedelta(seconds=self._get("SMART_PURGE_AFTER", 30 * 24 * 3600))
-
-    @property
-    def SMART_PURGE_FAILED_AFTER(self) -> timedelta:
-        """Seconds to keep launches that were never completed.  Default: one day."""
-        return timedelta(seconds=self._get("SMART_PURGE_FAILED_AFTER", 24 * 3600))
 
     @property
     def SMART_KEY_ROTATION(self) -> timedelta:
@@ -223,11 +189,6 @@ class SMARTSettings:
         return str(self._get("SMART_APP_STATE_SYSTEM", "")).rstrip("/")
 
     @property
-    def SMART_APP_STATE_MAX_SIZE(self) -> int:
-        """Largest app state to send, in bytes of JSON.  Default: 256 KiB."""
-        return int(self._get("SMART_APP_STATE_MAX_SIZE", 256 * 1024))
-
-    @property
     def SMART_SCOPE_CHECK(self) -> str:
         """
         What happens before a FHIR request that the granted scopes do not cover.
@@ -252,3 +213,6 @@ class SMARTSettings:
 
 
 conf = SMARTSettings()
+
+CLOCK_LEEWAY = timedelta(minutes=1)
+"""By how much an EHR's clock may differ from ours."""

@@ -142,7 +142,7 @@ class ServerTimeoutError(TransportError):
 
 
 class ResponseTooLargeError(TransportError):
-    """The decompressed body is larger than ``SMART_MAX_BODY``."""
+    """The decompressed body is larger than 10 MiB, or another limit of the call."""
 
     code = "response_too_large"
 

@@ -85,7 +85,6 @@ def purge() -> None:
     """
     End expired launches, revoke tokens, delete old rows and announce ends of grants.
 
-    The same as ``smart_purge``; see ``SMART_PURGE_AFTER`` and
-    ``SMART_PURGE_FAILED_AFTER``.
+    The same as ``smart_purge``; see ``SMART_PURGE_AFTER``.
     """
     _purge()

@@ -23,7 +23,7 @@ from django.urls import reverse_lazy
 
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.checks import check_deployment, check_settings, check_structure
-from django_smart.checks.settings import KNOWN_SETTINGS, RULES
+from django_smart.checks.settings import KNOWN_SETTINGS, REMOVED, RULES
 from django_smart.conf import conf
 from django_smart.diagnoses import DIAGNOSES, build_docs_url
 from django_smart.middleware import SMARTMiddleware
@@ -62,25 +62,18 @@ RIGHT: dict[str, list[Any]] = {
     ],
     "SMART_PRIVATE_HOSTS": [[], ("login.hospital.internal",), {"10.1.2.3", "[::1]"}],
     "SMART_LAUNCH_PREFIX": ["~", "", "launch-", "!.x_"],
-    "SMART_CLOCK_LEEWAY": [0, 60, 0.5, 300],
     "SMART_HTTP_TIMEOUT": [(5, 10, 20), [0.5, 1, 1], (1, 1, 1)],
-    "SMART_MAX_BODY": [64 * 1024, 10**9],
     "SMART_AUTHORIZATION_LIFETIME": [60, 900, 86400],
     "SMART_LAUNCH_LIFETIME": [60, 43200],
     "SMART_DISCOVERY_LIFETIME": [60, 86400],
-    "SMART_REFRESH_FRACTION": [0.2, 0.75, 0.95],
     "SMART_PURGE_AFTER": [3600, 30 * 86400],
-    "SMART_PURGE_FAILED_AFTER": [3600, 86400],
     "SMART_BROWSER_COOKIE_NAME": ["smart_browser", "a-b.c!"],
     "SMART_PICKER_SHOW_UNREGISTERED": [True, False],
     "SMART_LOGO_LICENSES": [[], ("https://ehr.example.org/licence",)],
     "SMART_APP_STATE_SYSTEM": ["", "https://app.example.org"],
-    "SMART_APP_STATE_MAX_SIZE": [1024, 256 * 1024, 10**7],
     "SMART_KEY_ROTATION": [0, 0.0, 86400, 90 * 86400],
-    "SMART_REFRESH_FLOOR": [0, 0.5, 30, 3600],
     "SMART_REFRESH_IDLE_AFTER": [0, 86400, 90 * 86400],
     "SMART_REFRESH_THREADS": [1, 16, 64],
-    "SMART_ASYNC_THREADS": [1, 64, 512],
     "SMART_LAUNCH_IDLE_LIFETIME": [60, 900.5, 30 * 86400],
     "SMART_LAUNCHES_PER_BROWSER": [1, 20, 50],
     "SMART_SCOPE_CHECK": ["warn", "raise", "off"],
@@ -141,7 +134,6 @@ WRONG: dict[str, list[Any]] = {
     ],
     "SMART_PRIVATE_HOSTS": [None, "10.1.2.3", ["10.0.0.0/8"], ["https://a.internal"]],
     "SMART_LAUNCH_PREFIX": [None, 5, "a/b", "a b", "é", "%7E", "a" * 21, "?", "~\n"],
-    "SMART_CLOCK_LEEWAY": [*_NO_NUMBER, 301],
     "SMART_HTTP_TIMEOUT": [
         None,
         20,
@@ -159,13 +151,10 @@ WRONG: dict[str, list[Any]] = {
         (30, 10, 20),
         {5, 10, 20},
     ],
-    "SMART_MAX_BODY": [None, "10MB", True, 0, -1, 10, 1e9, float("nan")],
     "SMART_AUTHORIZATION_LIFETIME": [*_NO_NUMBER, 0, 59, 86401],
     "SMART_LAUNCH_LIFETIME": [*_NO_NUMBER, 0, 31 * 86400],
     "SMART_DISCOVERY_LIFETIME": [*_NO_NUMBER, 0, 31 * 86400],
-    "SMART_REFRESH_FRACTION": [*_NO_NUMBER, 0, 0.1, 1, 75],
     "SMART_PURGE_AFTER": [*_NO_NUMBER, 0, 3599],
-    "SMART_PURGE_FAILED_AFTER": [*_NO_NUMBER, 0, 3599],
     "SMART_BROWSER_COOKIE_NAME": [
         None,
         5,
@@ -181,12 +170,9 @@ WRONG: dict[str, list[Any]] = {
     "SMART_PICKER_SHOW_UNREGISTERED": [None, 0, 1, "yes", []],
     "SMART_LOGO_LICENSES": [None, "https://a.example", [5], ["a.example"]],
     "SMART_APP_STATE_SYSTEM": [None, 5, "app.example.org", "https://a.example/app"],
-    "SMART_APP_STATE_MAX_SIZE": [None, True, "256", 0, 1023, 1e6],
     "SMART_KEY_ROTATION": [*_NO_NUMBER, False, 90, 86399],
-    "SMART_REFRESH_FLOOR": [*_NO_NUMBER, False, 3601],
     "SMART_REFRESH_IDLE_AFTER": [*_NO_NUMBER, False, 30, 86399],
     "SMART_REFRESH_THREADS": [None, True, "16", 0, 65, 1.5],
-    "SMART_ASYNC_THREADS": [None, True, "64", 0, 513, 1.5],
     "SMART_LAUNCH_IDLE_LIFETIME": [*_NO_NUMBER, 0, 59],
     "SMART_LAUNCHES_PER_BROWSER": [*_NO_NUMBER, 0, 51, 2.0],
     "SMART_RECORDS_SINK": [None, 5, ["records.sink"]],
@@ -287,9 +273,9 @@ def test_encryption_keys_are_not_quoted(settings):
 def test_unreadable_hosts_do_not_hide_the_other_faults(settings):
     settings.SMART_INSECURE_HTTP_HOSTS = None
     settings.SMART_SITE_URL = "http://app.example.org"
-    settings.SMART_MAX_BODY = None
+    settings.SMART_LAUNCH_PREFIX = None
     names = [message.msg.split()[0] for message in check_settings()]
-    assert names == ["SMART_INSECURE_HTTP_HOSTS", "SMART_MAX_BODY"]
+    assert names == ["SMART_INSECURE_HTTP_HOSTS", "SMART_LAUNCH_PREFIX"]
 
 
 def test_site_whose_urls_cannot_be_loaded_is_left_to_django(settings):
@@ -306,6 +292,15 @@ def test_misspelled_setting_is_named_with_the_nearest(settings):
     assert ids(messages) == ["W021", "W021"]
     assert "SMART_" not in str(messages[0].hint)
     assert "SMART_SITE_URL" in str(messages[1].hint)
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_removed_setting_is_refused_with_what_replaces_it(settings, name):
+    setattr(settings, name, 60)
+    (message,) = check_settings()
+    assert ids([message]) == ["E001"]
+    assert message.msg.startswith(f"{name} ")
+    assert REMOVED[name] in str(message.hint)
 
 
 def test_every_message_links_to_its_place_in_the_reference(settings):

@@ -142,14 +142,6 @@ def find_fault_in_support_url(value: Any) -> str:
     return "must be a URL, a path or a mailto: address"
 
 
-def bytes_from(least: int) -> Validator:
-    """Return a validator of whole numbers of bytes from *least*."""
-    return require(
-        lambda value: _is_whole(value) and value >= least,
-        f"must be a whole number of bytes, at least {least:,}",
-    )
-
-
 def whole_number_between(least: int, most: int) -> Validator:
     """Return a validator of whole numbers from *least* to *most*."""
     return require(
@@ -229,17 +221,9 @@ RULES: Mapping[str, tuple[Validator, str]] = {
         ),
         'Remove it to use the default, "~". An empty string disables prefixes.',
     ),
-    "SMART_CLOCK_LEEWAY": (
-        number_between(0, 300),
-        "Set seconds. If you need more than 60, fix the clock instead.",
-    ),
     "SMART_HTTP_TIMEOUT": (
         find_fault_in_timeout,
         "Set seconds, such as (5, 10, 20).",
-    ),
-    "SMART_MAX_BODY": (
-        bytes_from(64 * 1024),
-        "Set bytes, such as 10 * 1024 * 1024.",
     ),
     "SMART_AUTHORIZATION_LIFETIME": (
         number_between(60, _DAY),
@@ -252,11 +236,6 @@ RULES: Mapping[str, tuple[Validator, str]] = {
     "SMART_DISCOVERY_LIFETIME": (
         number_between(60, 30 * _DAY),
         "Set seconds, such as 24 * 3600.",
-    ),
-    "SMART_REFRESH_FRACTION": (
-        number_between(0.2, 0.95),
-        "Set the fraction of a token's lifetime after which it is refreshed, "
-        "such as 0.75.",
     ),
     "SMART_PURGE_AFTER": (
         number_between(3600, 36525 * _DAY),
@@ -278,11 +257,6 @@ RULES: Mapping[str, tuple[Validator, str]] = {
         find_fault_in_site_url,
         'Set only scheme and host, such as "https://app.example.org".',
     ),
-    "SMART_APP_STATE_MAX_SIZE": (
-        bytes_from(1024),
-        "Set the limit in bytes that the EHR documents. If it documents none, "
-        "use 256 * 1024.",
-    ),
     "SMART_KEY_ROTATION": (
         zero_or(number_between(_DAY, 3653 * _DAY)),
         "Set seconds, such as 90 * 24 * 3600, or 0 to rotate keys manually.",
@@ -302,10 +276,6 @@ RULES: Mapping[str, tuple[Validator, str]] = {
         ),
         'Set "warn" to log missing scopes, "raise" to refuse the request, or "off".',
     ),
-    "SMART_REFRESH_FLOOR": (
-        number_between(0, 3600),
-        "Set seconds, such as 30.",
-    ),
     "SMART_REFRESH_IDLE_AFTER": (
         zero_or(number_between(_DAY, 3653 * _DAY)),
         "Set seconds, such as 30 * 24 * 3600, or 0 to refresh all grants in time.",
@@ -313,10 +283,6 @@ RULES: Mapping[str, tuple[Validator, str]] = {
     "SMART_REFRESH_THREADS": (
         whole_number_between(1, 64),
         "Set a whole number, such as 16.",
-    ),
-    "SMART_PURGE_FAILED_AFTER": (
-        number_between(3600, 36525 * _DAY),
-        "Set seconds, such as 24 * 3600.",
     ),
     "SMART_STAFF_SIGN_IN_SERVERS": (
         list_of("slugs", slug_re.fullmatch, detail=" of servers"),
@@ -326,14 +292,24 @@ RULES: Mapping[str, tuple[Validator, str]] = {
         find_fault_in_support_url,
         'Set a URL, such as "https://www.example.org/help/".',
     ),
-    "SMART_ASYNC_THREADS": (
-        whole_number_between(1, 512),
-        "Set a whole number, such as 64.",
-    ),
     "SMART_RECORDS_SINK": (
         require(lambda value: isinstance(value, str), "must be a string"),
         "Set the dotted path of a callable that returns a sink.",
     ),
+}
+
+#: Settings of earlier versions, with what replaces them.
+REMOVED = {
+    "SMART_APP_STATE_MAX_SIZE": "App state is limited to 256 KiB.",
+    "SMART_ASYNC_THREADS": "A process has 64 threads for each EHR.",
+    "SMART_CLOCK_LEEWAY": "Clocks may differ by a minute: synchronize yours by NTP.",
+    "SMART_MAX_BODY": "Responses are limited to 10 MiB; larger ones can be streamed.",
+    "SMART_PURGE_FAILED_AFTER": "Failed launches are kept for a day, or for "
+    "SMART_PURGE_AFTER if that is shorter.",
+    "SMART_REFRESH_FLOOR": "For an EHR that limits refreshes, set the quirk "
+    "rate_limit.",
+    "SMART_REFRESH_FRACTION": "Tokens are refreshed after three quarters of their "
+    "lifetime.",
 }
 
 #: Every setting of the package, sorted.
@@ -343,12 +319,19 @@ KNOWN_SETTINGS = tuple(
 
 
 def find_setting_faults() -> Iterator[Finding]:
-    """Each of ``RULES``, and names that are probably misspelled."""
+    """Each of ``RULES``, removed names, and those that are probably misspelled."""
     for name, (find_fault, fix) in RULES.items():
         if hasattr(settings, name) and (fault := find_fault(getattr(settings, name))):
             yield build_finding("django_smart.E001", what=f"{name} {fault}.", fix=fix)
+    for name, replacement in REMOVED.items():
+        if hasattr(settings, name):
+            yield build_finding(
+                "django_smart.E001",
+                what=f"{name} is no longer a setting of django_smart.",
+                fix=f"Remove it. {replacement}",
+            )
     for name in dir(settings):
-        if name.startswith("SMART_") and name not in KNOWN_SETTINGS:
+        if name.startswith("SMART_") and name not in {*KNOWN_SETTINGS, *REMOVED}:
             yield build_finding(
                 "django_smart.W021",
                 what=f"{name} is not a setting of django_smart.",

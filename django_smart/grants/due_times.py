@@ -19,6 +19,10 @@ _KEEP_ALIVE = timedelta(days=7)
 _ANNOUNCED = timedelta(days=7)
 # EHRs count in whole seconds, by their own clocks.
 _SAME_END = timedelta(minutes=1)
+# Of a token's lifetime, after which it is refreshed; a tenth earlier at random.
+_FRACTION = 0.75
+# Between two refreshes, even if tokens end sooner.
+_FLOOR = timedelta(seconds=30)
 _FIRST_RETRY = timedelta(seconds=10)
 _LAST_RETRY = timedelta(hours=1)
 
@@ -30,7 +34,7 @@ def get_refresh_due_at(grant: TokenGrant) -> datetime:
     For a lifetime of less than a minute, a time at which the worker still notices it
     before the end. Sooner if the refresh token would expire unused; later, only as
     often as the refresh token requires, if the grant has long been unused. Never sooner
-    than ``SMART_REFRESH_FLOOR`` after the tokens were received.
+    than half a minute after the tokens were received.
     """
     received_at: datetime = grant.received_at
     life = grant.registration.server.quirks.refresh_token_lifetime
@@ -40,7 +44,7 @@ def get_refresh_due_at(grant: TokenGrant) -> datetime:
     if not _is_idle(grant):
         lifetime = grant.expires_at - received_at
         wait = min(wait, _take_part(lifetime), lifetime - _MARGIN)
-    return received_at + max(wait, conf.SMART_REFRESH_FLOOR)
+    return received_at + max(wait, _FLOOR)
 
 
 def note_end(
@@ -101,7 +105,7 @@ def get_retry_at(
 
 def _take_part(lifetime: timedelta) -> timedelta:
     early = random.uniform(0, 0.1)  # noqa: S311 (spreads load, no secret)
-    return lifetime * max(conf.SMART_REFRESH_FRACTION - early, 0)
+    return lifetime * max(_FRACTION - early, 0)
 
 
 def _is_idle(grant: TokenGrant) -> bool:

@@ -280,7 +280,6 @@ class SMARTContext:
             client,
             fhir_base_url=fhir_base_url,
             system=conf.SMART_APP_STATE_SYSTEM or get_origin(launch.redirect_uri),
-            max_size=conf.SMART_APP_STATE_MAX_SIZE,
         )
 
     def fhir_at(self, location: str) -> FHIRClient:

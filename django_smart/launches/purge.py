@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # How long the row of a backend service is kept after its last token expired.
 _IDLE = timedelta(days=1)
+# How long failed launches are kept: anybody can start one.
+_FAILED = timedelta(days=1)
 # Seconds for revocations, in a site where only the purge runs.
 _REVOKING = 600.0
 _CHUNK = 1000
@@ -49,7 +51,7 @@ def purge() -> PurgeResult:
     Clean up late callbacks, deactivated users, old rows and open revocations.
 
     Rows are kept for ``SMART_PURGE_AFTER`` after their end, those of failed launches
-    for ``SMART_PURGE_FAILED_AFTER``. Revocations that did not succeed until then are
+    for a day at most. Revocations that did not succeed until then are
     abandoned: the tokens are deleted with the row.
     """
     # By the database's clock: a wrong one would end the launches of all users.
@@ -72,7 +74,7 @@ def purge() -> PurgeResult:
     supersede_all(now=now)
     # By status and end, for which there is an index: most rows are younger.
     ended = Launch.objects.filter(status=Launch.Status.ENDED, ended_at__lte=limit)
-    failed_until = max(limit, now - conf.SMART_PURGE_FAILED_AFTER)
+    failed_until = max(limit, now - _FAILED)
     never_completed = Launch.objects.filter(
         status=Launch.Status.FAILED, ended_at__lte=failed_until
     )

@@ -46,6 +46,8 @@ _LONGEST_STREAM = 3600.0
 # Bytes of a message that is no FHIR, such as a token response: ten megabytes of JSON
 # can take seconds to parse, while other servers wait.
 _MAX_MESSAGE = 512 * 1024
+# Of any response, after decompression.
+_MAX_BODY = 10 * 1024 * 1024
 
 # By algorithm, with the kid: one key of each signs.
 _parsed_keys: dict[tuple[str, int | None], tuple[str, PrivateKey]] = {}
@@ -81,7 +83,7 @@ def send(
         timeouts=transport.Timeouts(
             connect=min(connect, total), read=min(read, total), total=total
         ),
-        max_body=min(conf.SMART_MAX_BODY, max_body),
+        max_body=min(_MAX_BODY, max_body),
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
         check_peer=partial(check_peer, request.url) if server else None,
     )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from django.utils import timezone
 
-from ..conf import conf
+from ..conf import CLOCK_LEEWAY
 from ..exceptions import IDTokenSignatureError
 from ..models import ClientRegistration, FHIRServer
 from ..protocol.id_token import (
@@ -53,7 +53,7 @@ def check_id_token(
         client_id=registration.client_id,
         nonce=nonce,
         nonce_required=nonce_required,
-        leeway=conf.SMART_CLOCK_LEEWAY,
+        leeway=CLOCK_LEEWAY,
         algorithms=_get_algorithms(server),
         base_url=server.base_url,
     )
@@ -77,7 +77,7 @@ def get_access_token_claims(
         token,
         issuer=get_issuer(server),
         client_id=registration.client_id,
-        leeway=conf.SMART_CLOCK_LEEWAY,
+        leeway=CLOCK_LEEWAY,
     )
     return _try_keys(server, read)
 

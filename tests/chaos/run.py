@@ -42,7 +42,7 @@ class Scale:
     tick: float
     #: Connect, read, whole call.
     timeout: tuple[float, float, float]
-    #: ``SMART_REFRESH_FLOOR``
+    #: Between two refreshes of a grant.
     floor: float
     #: Of the answers, while some are late.
     late_share: float

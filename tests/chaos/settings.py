@@ -13,7 +13,6 @@ ROOT_URLCONF = "tests.chaos.urls"
 SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
 # Connect, read, whole call: a lease lasts ten seconds longer than that.
 SMART_HTTP_TIMEOUT = tuple(map(float, os.environ["CHAOS_TIMEOUT"].split()))
-SMART_REFRESH_FLOOR = float(os.environ["CHAOS_FLOOR"])
 
 CELERY_BROKER_URL = os.environ["CELERY_BROKER_URL"]
 CELERY_TASK_ALWAYS_EAGER = False

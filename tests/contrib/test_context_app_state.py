@@ -137,11 +137,10 @@ def test_associated_endpoint_gets_the_token_and_subjects_of_the_main_server(ehr)
 
 
 @pytest.mark.compliance("STATE-06")
-def test_limit_is_a_setting(ehr, settings):
-    settings.SMART_APP_STATE_MAX_SIZE = 1024
+def test_state_that_is_too_large_is_not_sent(ehr):
     client = open_context(ehr).app_state
     with raises_code("app_state_too_large"):
-        client.create(CODE, {URL: "x" * 1024}, subject=GLOBAL)
+        client.create(CODE, {URL: "x" * 256 * 1024}, subject=GLOBAL)
     assert ehr.requests == []
 
 

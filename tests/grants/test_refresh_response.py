@@ -490,14 +490,14 @@ def test_rotated_refresh_token_is_kept_whatever_goes_wrong_after_the_answer(
     (grant_id,) = make_grants(ehr, registration, 1)
     before = reload_grant(grant_id)
     # Workers run no checks that would refuse it: this is to be a number.
-    settings.SMART_REFRESH_FLOOR = "30"
+    settings.SMART_REFRESH_IDLE_AFTER = "30"
     assert refresh_grants([grant_id]).failed == 1
     stored = reload_grant(grant_id)
     assert (stored.status, stored.last_error) == ("active", "internal_error")
     assert stored.refresh_token in ehr.store.refresh_tokens
     assert stored.refresh_token != before.refresh_token
     assert stored.access_token == before.access_token
-    del settings.SMART_REFRESH_FLOOR
+    del settings.SMART_REFRESH_IDLE_AFTER
     assert get_access_token(stored) in ehr.store.access_tokens
     assert ehr.reused_refresh_tokens == 0
 

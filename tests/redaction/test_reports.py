@@ -165,13 +165,14 @@ def test_without_our_filter_a_body_that_is_too_large_is_not_shown(
         if not request.path.endswith("/no-such-one"):
             return respond(request)
         # Without a length, by which it would be refused before it is read.
-        return Response(iter([f"{NAME} " * 99]), content_type="application/fhir+json")
+        return Response(
+            iter([f"{NAME} " * 999] * 2000), content_type="application/fhir+json"
+        )
 
     browser, prefix = open_chart(ehr)
     ehr.interceptors.append(respond_at_length)
-    settings.SMART_MAX_BODY = 500
     text = report(browser, f"{prefix}/fail/fhir/")
-    assert "sent more than 500 bytes" in text
+    assert "sent more than 10485760 bytes" in text
     assert NAME not in text
 
 

@@ -160,9 +160,8 @@ def test_limits_of_the_settings_are_those_of_every_request(settings: Any) -> Non
         headers={},
     )
     assert send(request, server=None).status_code == 200
-    settings.SMART_MAX_BODY = 5
     with pytest.raises(ResponseTooLargeError):
-        send(request, server=None)
+        send(request, server=None, max_body=5)
     settings.SMART_HTTP_TIMEOUT = (1, 2, 3)
     assert whole_call_seconds() == 3
     with pytest.raises(InsecureURLError):

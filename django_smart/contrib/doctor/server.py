@@ -14,7 +14,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 from django.utils.text import capfirst
 
-from ...conf import conf
+from ...conf import CLOCK_LEEWAY, conf
 from ...diagnoses import Finding, Severity, build_finding
 from ...exceptions import (
     DiscoveryError,
@@ -236,7 +236,7 @@ def _find_clock_fault(answer: HTTPResponse) -> Iterator[Finding]:
     if there is None:
         return
     seconds = (timezone.now() - there).total_seconds()
-    leeway = conf.SMART_CLOCK_LEEWAY.total_seconds()
+    leeway = CLOCK_LEEWAY.total_seconds()
     if abs(seconds) > leeway:
         yield build_finding(
             "clock_off",
@@ -244,8 +244,7 @@ def _find_clock_fault(answer: HTTPResponse) -> Iterator[Finding]:
             f"{'ahead of' if seconds > 0 else 'behind'} the server's; the "
             f"leeway is {leeway:.0f} s.",
             fix="Synchronize the clock of this machine with NTP. If it is "
-            "correct, contact the server's operator, and increase "
-            "SMART_CLOCK_LEEWAY until the server's clock is fixed.",
+            "correct, contact the server's operator.",
         )
 
 

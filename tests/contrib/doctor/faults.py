@@ -381,9 +381,9 @@ def broker_down(world: World) -> None:
     set_broker(world, "amqp://clinic:secret@127.0.0.1:1//")
 
 
-def leeway_is_text(world: World) -> None:
-    """SMART_CLOCK_LEEWAY is a string."""
-    world.settings.SMART_CLOCK_LEEWAY = "60"
+def lifetime_is_text(world: World) -> None:
+    """SMART_LAUNCH_LIFETIME is a string."""
+    world.settings.SMART_LAUNCH_LIFETIME = "60"
 
 
 def keys_are_one_string(world: World) -> None:
@@ -502,7 +502,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     ),
     (login_page_missing, ["django_smart.W065"], "Set LOGIN_URL"),
     (broker_down, ["broker_unusable"], "Start the broker"),
-    (leeway_is_text, ["django_smart.E001"], "Set seconds"),
+    (lifetime_is_text, ["django_smart.E001"], "Set seconds"),
     (keys_are_one_string, ["django_smart.E001", "not_examined"], "list"),
     (time_zones_off, ["django_smart.E025"], "USE_TZ = True"),
     (grants_of_another_deployment, ["deployment_not_adopted"], "--adopt"),

@@ -625,10 +625,10 @@ def test_owner_of_the_grants_is_no_sign_of_a_run(world: World) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "code"),
     [
-        ("SMART_CLOCK_LEEWAY", "60", "django_smart.E001"),
+        ("SMART_LAUNCH_LIFETIME", "60", "django_smart.E001"),
         ("SMART_LAUNCHES_PER_BROWSER", 0, "django_smart.E001"),
-        ("SMART_ASYNC_THREADS", 0, "django_smart.E001"),
-        ("SMART_CLOCK_LEEWAI", 60, "django_smart.W021"),
+        ("SMART_REFRESH_THREADS", 0, "django_smart.E001"),
+        ("SMART_LAUNCH_LIFETIM", 60, "django_smart.W021"),
     ],
 )
 def test_wrong_setting_says_what_follows_from_it(

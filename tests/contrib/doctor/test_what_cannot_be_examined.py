@@ -126,7 +126,7 @@ def test_half_of_a_migration_is_named(migrated: Path, tmp_path: Path) -> None:
     ("setting", "code"),
     [
         ("USE_TZ = False", "django_smart.E025"),
-        ("SMART_CLOCK_LEEWAY = '60'", "django_smart.E001"),
+        ("SMART_LAUNCH_LIFETIME = '60'", "django_smart.E001"),
         ("SMART_ENCRYPTION_KEYS = 'abc'", "django_smart.E001"),
         (
             "DATABASES['default']['NAME'] = 'file:db.sqlite3?mode=ro'; "
@@ -154,7 +154,7 @@ def test_site_that_is_broken_is_told_what_is_wrong(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("SMART_CLOCK_LEEWAY", "60"),
+        ("SMART_LAUNCH_LIFETIME", "60"),
         ("SMART_KEY_ROTATION", "never"),
         ("SMART_HTTP_TIMEOUT", "soon"),
         ("SMART_INSECURE_HTTP_HOSTS", 1),
@@ -181,7 +181,7 @@ def test_reason_names_no_secret(world: World) -> None:
         raise RuntimeError("access_token=not-for-anybody")
 
     world.ehr.interceptors.append(fail)
-    world.settings.SMART_CLOCK_LEEWAY = "access_token=not-for-anybody"
+    world.settings.SMART_LAUNCH_LIFETIME = "access_token=not-for-anybody"
     found = [each.to_json() for each in examine([world.server])]
     assert "not-for-anybody" not in json.dumps(
         [each for each in found if not each["code"].startswith("django_smart.")]
