@@ -504,7 +504,9 @@ def _fill_in_context(
     try:
         claims = get_access_token_claims(tokens.access_token, registration=registration)
     except IDTokenError as exc:
-        raise TokenError(f"The access token's context is unusable: {exc}") from exc
+        raise MalformedTokenResponseError(
+            f"The access token's context is unusable: {exc}"
+        ) from exc
     parameters = fill_in_context(tokens.parameters, claims)
     context = LaunchContext.from_parameters(
         parameters, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS

@@ -558,8 +558,8 @@ _callback_row = JoinedRow(
     Launch,
     {
         "": (
-            *("id", "key", "callback_id", "intent", "status", "user_id", "nonce"),
-            *("code_verifier", "start_digest", "browser_digest", "is_framed"),
+            *("id", "key", "kind", "callback_id", "intent", "status", "user_id"),
+            *("nonce", "code_verifier", "start_digest", "browser_digest", "is_framed"),
             "redirect_uri",
             *("next_url", "scope_asked", "expires_at"),
             *("may_sign_in", "context"),

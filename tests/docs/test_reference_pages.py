@@ -63,7 +63,9 @@ def test_links_lead_to_the_documentation_that_the_package_names():
 
 def test_urls_are_listed():
     page = _read("views.rst").partition("Templates\n---------\n")[0]
-    listed = re.findall(r"^``([\w.]+/?(?:<\w+>(?:/|\.json))?)``\n    \S", page, re.M)
+    listed = re.findall(
+        r"^``([\w.]+(?:/\w+)?/?(?:<\w+>(?:/|\.json))?)``\n    \S", page, re.M
+    )
     assert listed == [
         re.sub(r"<\w+:", "<", str(each.pattern)) for each in urls.urlpatterns
     ]

@@ -686,17 +686,18 @@ def late_error(
         raised.append(request.param)
         raise OperationalError("server closed the connection unexpectedly")
 
-    def arm(instance: TokenGrant, **_kwargs: Any) -> None:
-        if raised or instance.status != "active":
+    # It is saved in the transaction of the grant, but not while a launch is held.
+    def arm(**_kwargs: Any) -> None:
+        if raised:
             return
         if request.param == "hook":
             transaction.on_commit(fail)
         else:
             monkeypatch.setattr(connection, "commit", lose_acknowledgment)
 
-    post_save.connect(arm, sender=TokenGrant)
+    post_save.connect(arm, sender=Identity)
     yield raised
-    post_save.disconnect(arm, sender=TokenGrant)
+    post_save.disconnect(arm, sender=Identity)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -725,6 +726,7 @@ def test_parked_launch_that_was_stored_goes_on_after_a_late_error(
     late_error.append("not yet")
     connect(owner_browser, ehr)
     response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    Identity.objects.update(last_seen_at=None)
     late_error.clear()
     _sign_in(browser)
     opened = get_launch(

@@ -17,6 +17,7 @@ from django.db import models
 from django.test import RequestFactory
 
 import django_smart
+from django_smart.clients import Connection
 from django_smart.fhir.asynchronous import (
     AsyncFHIRClient,
     AsyncSearchStream,
@@ -38,7 +39,9 @@ from django_smart.fields import _Plaintext, _Secret
 from django_smart.launches.browser import Browser
 from django_smart.launches.context import SMARTContext
 from django_smart.models import Launch
+from django_smart.models.quirks_field import QuirksField
 from django_smart.protocol.messages import HiddenBytes, HiddenText
+from django_smart.protocol.quirks import Quirks
 from tests.fhir.servers import Carrier, Tokens
 
 CANARY = "c4nary"
@@ -91,6 +94,7 @@ PUBLISHED = (
     "django_smart.management.commands.smart_reencrypt",
     "django_smart.grants.turn",
     "django_smart.servers.requirements",
+    "django_smart.protocol.quirks",
     "django_smart.protocol.style",
 )
 # They show what they are made of by a method of their own, looked at below.
@@ -100,6 +104,7 @@ OWN_REPR = {
     _Async,
     Browser,
     BulkExport,
+    Connection,
     FHIRClient,
     FHIRConnection,
     FHIRSession,
@@ -130,7 +135,7 @@ CLASSES = sorted(set(find_classes()), key=lambda cls: (cls.__module__, cls.__nam
 VALUES = [cls for cls in CLASSES if dataclasses.is_dataclass(cls)]
 MODELS = [
     model
-    for app in ("django_smart", "django_smart_brands")
+    for app in ("django_smart", "django_smart_brands", "django_smart_records")
     for model in apps.get_app_config(app).get_models()
 ]
 
@@ -171,10 +176,13 @@ def test_only_known_classes_describe_themselves():
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_row_shows_no_secret_and_no_patient(model):
     shown = {"slug", "name", "base_url", "issuer", "location", "address"}
+    shown |= {"resource_type", "query"}
     row = model()
     for field in model._meta.concrete_fields:
         if isinstance(field, models.CharField | models.TextField) and not field.choices:
             setattr(row, field.attname, f"{CANARY}-{field.name}")
+        elif isinstance(field, QuirksField):
+            setattr(row, field.attname, Quirks(discovery_headers={"X": CANARY}))
         elif isinstance(field, models.JSONField):
             setattr(row, field.attname, {"patient": f"{CANARY}-{field.name}"})
     for name in ("registration", "server"):
