@@ -170,20 +170,19 @@ class ConnectionsView(ProtocolView):
                 request, gettext("Nothing was disconnected."), fail_silently=True
             )
             return self._list(request, status=404)
-        patient, name = grant.patient_name, str(grant.registration.server)
+        name = str(grant.registration.server)
         for each in shown:
             if each.connection == grant.connection:
                 disconnect_grant(each)
         active = self._get_shown(request).active()
+        # Without the patient's name: messages may be kept in a cookie.
         text = (
-            gettext("The record of %(patient)s at %(name)s is disconnected.")
-            if patient
-            else gettext("One connection to %(name)s was ended. Another one remains.")
+            gettext("One connection to %(name)s was ended. Another one remains.")
             if active.filter(registration__server__name=name).exists()
             else gettext("%(name)s is disconnected.")
         )
         # A site may do without django.contrib.messages.
-        text %= {"name": name, "patient": patient}
+        text %= {"name": name}
         messages.success(request, text, fail_silently=True)
         if grant.identity is not None:
             self._end_sign_in(request, grant.identity)
