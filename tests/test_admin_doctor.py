@@ -319,7 +319,7 @@ def test_check_is_for_those_who_may_save(
 
 def test_next_steps_say_what_is_done(admin_client: Client, world: World) -> None:
     url = url_of(ClientRegistration, "change", world.registration.pk)
-    world.set_server(configuration_fetched_at=None)
+    world.set_state(configuration_fetched_at=None)
     text = admin_client.get(url, secure=True).text
     assert text.count("Done: ") == 1
     assert "To do: Fetch" in text
@@ -334,7 +334,7 @@ def test_fetched_configuration_is_not_taken_for_a_test(
     admin_client: Client, world: World
 ) -> None:
     moved = {"issuer": "https://elsewhere.example.net"}
-    world.set_server(configuration_fetched_at=timezone.now(), moved=moved)
+    world.set_state(configuration_fetched_at=timezone.now(), moved=moved)
     url = url_of(ClientRegistration, "change", world.registration.pk)
     text = admin_client.get(url, secure=True).text
     assert "<li>Choose “Test connection”" in text

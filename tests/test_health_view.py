@@ -67,6 +67,7 @@ def test_monitor_with_the_token_gets_the_counts():
         "is_active": True,
         "grants": {
             "active": 2,
+            "held": 0,
             "needs_reauthorization": 0,
             "revoked": 0,
             "expired": 0,

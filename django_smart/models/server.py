@@ -437,7 +437,8 @@ class FHIRServer(models.Model):
         if not hasattr(self, "state"):
             from .server_state import ServerState  # which imports this module
 
-            if self.pk and not self._state.adding:
+            rows = type(self)._base_manager.filter(pk=self.pk)
+            if self.pk and not self._state.adding and rows.exists():
                 # A bulk import may have created it without.
                 ServerState.objects.get_or_create(server=self)
             else:

@@ -37,6 +37,7 @@ def test_grants_are_counted_by_status(registration):
     assert (health.slug, health.is_active) == ("harbour", True)
     assert health.grants == {
         "active": 2,
+        "held": 0,
         "needs_reauthorization": 1,
         "revoked": 1,
         "expired": 0,

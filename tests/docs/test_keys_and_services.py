@@ -87,7 +87,7 @@ def test_every_failure_has_its_explanation(
     server = registration.server
     assert server.state.configuration is not None
     server.state.configuration["grant_types_supported"] = ["authorization_code"]
-    server.save()
+    server.state.save()
     assert explain(count).startswith("The EHR does not offer it: ")
     ClientRegistration.objects.update(is_active=False)
     assert explain(count).startswith("Check the registration: ")

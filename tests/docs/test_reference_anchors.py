@@ -56,8 +56,8 @@ def test_names_of_commands_and_signals_link_to_their_entries(anchors: Any) -> No
     for name in re.findall(r"^``(SMART_\w+)``$", settings, re.MULTILINE):
         page, anchor = anchors.find_entry(name)
         assert (page, anchor) == ("settings", name.lower().replace("_", "-"))
-    assert anchors.find_entry("state_unknown") == ("errors", "state_unknown")
-    assert anchors.find_entry("clock_off") == ("doctor", "clock_off")
+    assert anchors.find_entry("state_unknown") == ("codes", "state_unknown")
+    assert anchors.find_entry("clock_off") == ("codes", "clock_off")
     for text in ("smart_required", "SMART_*", "smart_keys list", "django_smart.urls"):
         assert anchors.find_entry(text) is None
 
@@ -73,7 +73,7 @@ def test_troubleshooting_names_codes_and_log_lines_that_exist(anchors: Any) -> N
     codes = re.findall(r"``(\w+)``", " ".join(rows))
     assert len(codes) > 10
     for code in codes:
-        assert anchors.find_entry(code) == ("errors", code)
+        assert anchors.find_entry(code) == ("codes", code)
     source = "".join(path.read_text("utf-8") for path in _PACKAGE.rglob("*.py"))
     source = re.sub(r'"\s+"', "", source)
     lines = re.findall(r"^   \* - ``(.+)``$", log, re.MULTILINE)

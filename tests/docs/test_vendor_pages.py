@@ -61,6 +61,8 @@ def test_whoever_follows_the_page_registers_with_the_preset(
     preset, page, settings, monkeypatch
 ):
     settings.SMART_SITE_URL = SITE
+    # A page of this site, which the doctor need not look up elsewhere.
+    settings.SMART_LAUNCH_REDIRECT_URL = "/admin/"
     text = (DOCS / page).read_text(encoding="utf-8")
     *registering, (*_, slug) = _commands(page)
     for words in registering:
@@ -199,6 +201,8 @@ class _Operator:
 @pytest.mark.parametrize(("preset", "page"), _PAGES.items())
 def test_whoever_follows_the_page_can_launch(preset, page, settings, monkeypatch):
     settings.SMART_SITE_URL = SITE
+    # A page of this site, which the doctor need not look up elsewhere.
+    settings.SMART_LAUNCH_REDIRECT_URL = "/admin/"
     with serving(preset) as ehrs:
         operator = _Operator(page, ehrs, monkeypatch)
         for words in _commands(page):

@@ -30,7 +30,13 @@ from django_smart.grants.refresh import (
     renew_access_token,
 )
 from django_smart.grants.separate_connection import unless_locked
-from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Launch,
+    ServerState,
+    TokenGrant,
+)
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import after_answer, answer
@@ -480,7 +486,7 @@ def test_server_that_the_caller_has_locked_is_looked_up_later(
     answer(ehr, "/auth/token", status=404)
     grant = expire(reload_grant(grant_id), ehr)
     with transaction.atomic():
-        FHIRServer.objects.update(name="by the caller")
+        ServerState.objects.update(last_error="by the caller")
         with pytest.raises(TokenServerError):
             get_access_token(grant)
     assert FHIRServer.objects.get().state.configuration_fetched_at is not None

@@ -187,7 +187,7 @@ def test_algorithms_are_learnt_from_the_openid_configuration(ehr: EHRSimulator) 
     with pytest.raises(AssertionError, match="id_token_signature"):
         launch(make_browser(), ehr)
     ehr.interceptors.pop()
-    ServerState.objects.update(configuration_fetched_at=None)
+    ServerState.objects.update(configuration_fetched_at=None, discovery_failed_at=None)
     assert launch(make_browser(), ehr).identity is not None
 
 

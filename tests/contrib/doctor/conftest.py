@@ -12,7 +12,13 @@ import pytest
 from cryptography.fernet import Fernet
 
 from django_smart import transport
-from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TaskRun
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    ServerState,
+    SigningKey,
+    TaskRun,
+)
 from django_smart.models.task_run import REFRESH
 from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing import EHRSimulator
@@ -48,6 +54,11 @@ class World:
     def set_server(self, **values: Any) -> None:
         """Write columns of the server, without any check."""
         FHIRServer.objects.filter(pk=self.server.pk).update(**values)
+        self.server.refresh_from_db()
+
+    def set_state(self, **values: Any) -> None:
+        """Write columns of the server's state, without any check."""
+        ServerState.objects.filter(pk=self.server.pk).update(**values)
         self.server.refresh_from_db()
 
     def set_registration(self, **values: Any) -> None:
