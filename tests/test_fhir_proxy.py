@@ -1314,3 +1314,49 @@ def test_binary_is_streamed_in_an_event_loop_too():
 
     assert asyncio.run(read()) == b"scan"
     assert proxy.streams == ["opened", "closed"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        # Some servers add the slash, and ignore the case of members.
+        {"op": "remove", "path": "subject/reference"},
+        {"op": "add", "path": "contained/-", "value": {"resourceType": "Patient"}},
+        {"op": "copy", "From": "/note/0/text", "path": "/performer/0/reference"},
+        {"op": "add", "path": "/note", "Path": "/subject/identifier", "value": []},
+        {"op": "move", "from": "/note/0/text", "path": "/performer/0/reference"},
+        {"op": "add", "path": "/performer/0/reference", "value": "Patient?name=x"},
+        {
+            "op": "add",
+            "path": "/performer/-",
+            "value": {"type": "Patient", "identifier": {"value": "999"}},
+        },
+    ],
+)
+def test_step_that_a_server_may_read_in_another_way_is_refused(
+    step: dict[str, Any],
+) -> None:
+    proxy = Proxy(**ALL)
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    response = proxy(
+        "PATCH", "Observation/o1", json.dumps([step]).encode(), content_type=JSON_PATCH
+    )
+    assert response.status_code in {400, 403}
+    assert "PATCH" not in {request.method for request in proxy.server.requests}
+
+
+def test_question_of_a_patient_is_no_reference() -> None:
+    proxy = Proxy(**ALL)
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    step = {"op": "add", "path": "/note/0/text", "value": "Can I come on Monday?"}
+    body = json.dumps([step]).encode()
+    response = proxy("PATCH", "Observation/o1", body, content_type=JSON_PATCH)
+    assert response.status_code == 200
+
+
+def test_system_that_looks_like_a_link_may_stay() -> None:
+    proxy = Proxy(**ALL)
+    system = "https://hospital.example/patient/results"
+    held = {**OBSERVATION, "identifier": [{"system": system, "value": "1"}]}
+    proxy.server.on("Observation/o1", respond(held))
+    assert proxy("PUT", "Observation/o1", held).status_code == 200

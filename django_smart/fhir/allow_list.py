@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.compartment import (
@@ -101,6 +101,8 @@ _PATIENT = re.compile(r"patient\s*[/%?\\]", re.IGNORECASE)
 _HIDING = re.compile("_|.*:")
 # The parts of a parameter: of a chain, a type, a modifier.
 _STEPS = re.compile("[.:]")
+# Where a step of a JSON Patch changes something, in plain names.
+_POINTER = re.compile(r"(?:/(?:_?[a-z][A-Za-z]*|[0-9]+|-))+")
 # Parameters that name a patient in some type, or at the end of a chain.
 _WHO = SUBJECT_NAMES | {"actor", "beneficiary", "individual", "member"}
 # Types that are patients, or of which patients are members.
@@ -306,11 +308,8 @@ class AllowList:
         if is_shared(kind):
             self._require("resource_types", kind)
         if name == "patch":
-            # To copy or move could turn a text into a link.
-            is_plain = isinstance(asked.body, list) and not any(
-                isinstance(step, Mapping) and "from" in step for step in asked.body
-            )
-            if not is_plain:
+            steps = asked.body if isinstance(asked.body, list) else [None]
+            if not all(map(_is_plain_step, steps)):
                 _refuse("A patch that is no JSON Patch, copies or moves")
         if name == "create":
             condition = asked.headers.get("If-None-Exist", "")
@@ -318,6 +317,21 @@ class AllowList:
         # Without effect where an id names the resource.
         for parameter, value in pairs if len(parts) == 1 else ():
             self._check_criterion(kind, parameter, value)
+
+
+def _is_plain_step(step: Any) -> bool:
+    """
+    Whether all servers read one step of a JSON Patch in the same way.
+
+    To copy or move could turn a text into a link. Some servers add a missing slash, and
+    ignore the case of members (Microsoft.AspNetCore.JsonPatch, 2026).
+    """
+    return (
+        isinstance(step, Mapping)
+        and step.keys() <= {"op", "path", "value"}
+        and step.get("op") in {"add", "remove", "replace", "test"}
+        and _POINTER.fullmatch(str(step.get("path"))) is not None
+    )
 
 
 def _refuse(what: str) -> NoReturn:

@@ -380,8 +380,8 @@ def _check_patch(patch: Any, kind: str) -> None:
             raise FHIRRequestError("A step of the patch is not an object.")
         # Where it moves or copies from is changed as well, or kept.
         for pointer in (step.get("path"), step.get("from", "/_")):
-            if not isinstance(pointer, str):
-                raise FHIRRequestError("A step of the patch has no path.")
+            if not isinstance(pointer, str) or not f"{pointer}/".startswith("/"):
+                raise FHIRRequestError("A step of the patch has no path with a slash.")
             name = "".join(pointer.split("/")[1:2])
             if name.replace("~1", "/").replace("~0", "~").lower() in kept:
                 _refuse("The patch changes whose the resource is, its id or its type.")

@@ -46,6 +46,8 @@ __all__ = [
 # What some server may take for a link to a patient or a file: in any spelling, with a
 # version, or with a base that may be another name of the server.
 _LINK = re.compile(r"(?:.*[/:])?(?:patient[/?%\\]|binary/).*", re.IGNORECASE)
+# A conditional reference, and no question in a text.
+_CONDITIONAL = re.compile(r"\s*(?:\S*/)?[A-Za-z]+\?\S")
 # Kinds of Bundles that are resources of their own.
 _STORED = frozenset({"collection", "document", "message"})
 
@@ -342,13 +344,19 @@ def check_links(body: Any, current: Any, record: Record) -> None:
     """
     base = f"{record.base_url}/"
     known = {*record.own, *(link.removeprefix(base) for link in iter_links(current))}
+    # A system may look like a link, but is none.
+    known |= {
+        str(value.get("system"))
+        for value in iter_values(current)
+        if isinstance(value, Mapping)
+    }
     for value in iter_values(body):
         if isinstance(value, Mapping):
-            told = [value.get("reference")]
-            told += [value.get("value")] if isinstance(body, list) else []
-            texts = [text for text in told if isinstance(text, str)]
-            is_other = value.get("type") == "Patient" and not known.issuperset(texts)
-            if is_other or any("?" in unquote(text) for text in texts):
+            told = str(value.get("reference", ""))
+            is_other = value.get("type") == "Patient" and told not in known
+            # Of a step of a patch, which may be about a text or a reference.
+            changed = str(value.get("value", "")) if isinstance(body, list) else ""
+            if is_other or "?" in unquote(told) or _CONDITIONAL.match(unquote(changed)):
                 _refuse("A reference in the body may lead to another patient.")
         # A text is no link.
         elif isinstance(value, str) and len(value.split()) == 1:

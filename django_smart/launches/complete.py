@@ -132,14 +132,16 @@ class Completion:
         user: who must be signed in now, or ``None`` for no change.
         owner: whom the question of a held launch is about, if that is known.
         claims: the EHR's claims about the user, or ``None`` if there are none.
-        ended_earlier: whether other launches in this browser were ended.
+        has_ended_earlier: whether other launches in this browser were ended.
+        has_taken_over: whether these were another user's.
     """
 
     launch: Launch
     user: AbstractBaseUser | None = None
     owner: AbstractBaseUser | None = None
     claims: IDTokenClaims | None = None
-    ended_earlier: bool = False
+    has_ended_earlier: bool = False
+    has_taken_over: bool = False
 
 
 def complete_launch(
@@ -413,8 +415,9 @@ def _store_together(
         ),
     )
     browser = visitor.browser
-    if completion.ended_earlier:
+    if completion.has_ended_earlier:
         forget_ended(browser)
+    if completion.has_taken_over:
         browser.start_over()
     browser.note_open(launch)
     return completion
@@ -625,7 +628,8 @@ def _store(
         launch=launch,
         user=owner if changes else None,
         claims=claims,
-        ended_earlier=has_too_many or others is not None,
+        has_ended_earlier=has_too_many or others is not None,
+        has_taken_over=others is not None,
     )
 
 

@@ -153,6 +153,8 @@ def _build_path(path: str, prefix: str) -> str:
     parts = urlsplit(path)
     inner = "/" + parts.path.removeprefix(outer).lstrip("/")
     _, inner = split_launch_key(inner)
+    # Two slashes would begin the name of another host.
+    inner = "/" + inner.lstrip("/")
     path = f"{outer}{prefix}{inner}" if prefix else outer.rstrip("/") + inner
     return parts._replace(scheme="", netloc="", path=path).geturl()
 

@@ -279,6 +279,23 @@ def test_only_launch_that_a_browser_ever_had_is_used_without_a_prefix(ehr):
     assert whoami(browser) == (None, "ambiguous")
 
 
+def test_limit_of_open_launches_does_not_count_anew(ehr, settings):
+    settings.SMART_LAUNCH_PREFIX = ""
+    settings.SMART_LAUNCHES_PER_BROWSER = 1
+    browser = make_browser()
+    first, second = list(ehr.data["Patient"])[:2]
+    launch_without_prefix(browser, ehr, patient=first)
+    assert whoami(browser) == (first, "")
+    launch_without_prefix(browser, ehr, patient=second)
+    # The tab of the first chart must not become one of the second.
+    assert whoami(browser) == (None, "ambiguous")
+
+
+def launch_without_prefix(browser, ehr, **values):
+    url = ehr.authorize(start_ehr_launch(browser, ehr, **values))
+    assert get_callback(browser, url).status_code == 302
+
+
 @pytest.mark.parametrize("prefix", ["~", ""])
 def test_sign_out_counts_anew_where_no_url_names_the_launch(ehr, settings, prefix):
     settings.SMART_LAUNCH_PREFIX = prefix

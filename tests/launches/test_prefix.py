@@ -11,6 +11,7 @@ from django_smart.launches.prefix import (
     build_launch_path,
     find_route,
     get_protocol_url,
+    leave_launch,
     split_launch_key,
 )
 
@@ -108,3 +109,9 @@ def test_route_is_found_in_the_language_in_which_its_path_was_made(settings):
             assert reverse("login") == expected
             assert find_route(expected) is not None
     assert find_route("/Dienstag") is None
+
+
+@pytest.mark.parametrize("slashes", ["/", "//", "///"])
+def test_path_without_its_launch_stays_on_this_site(slashes: str) -> None:
+    key = "A" * 22
+    assert leave_launch(f"/~{key}{slashes}evil.example/x") == "/evil.example/x"

@@ -34,7 +34,7 @@ def sync_record(
     finds deletions.
 
     Args:
-        grant: a usable grant with a patient, or a connection.
+        grant: a user's usable grant with a patient, or a connection.
         sink: receives resources in batches; see :class:`~.sinks.Sink`.
         types: only these resource types; by default, all that the scopes allow.
         attachments: also read each ``Binary`` that an attachment refers to.
@@ -47,7 +47,7 @@ def sync_record(
     Raises:
         RecordBusyError: another process reads this record into this sink.
         NoGrantError: the grant has ended.
-        ValueError: it has no patient.
+        ValueError: it has no user or no patient.
 
     Spec: FHIR R4, "Search"; US Core 6.1, search parameters.
     """

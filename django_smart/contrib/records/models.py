@@ -74,7 +74,8 @@ class SyncRun(models.Model):
     key = DigestField(sources=("record_name",), unique=True)
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
-        models.CASCADE,
+        # So that the next tick has the sink forget the record, wherever it is.
+        models.SET_NULL,
         null=True,
         related_name="+",
         verbose_name=_("user"),

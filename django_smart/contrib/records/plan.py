@@ -6,6 +6,7 @@ Spec: US Core 6.1 and 7.0, "Capability Statements", search parameters by patient
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -17,10 +18,13 @@ from django_smart.protocol.scopes import ResourceScope, ScopeSet
 __all__ = [
     "get_categories",
     "get_meta",
+    "is_id",
     "iter_references",
     "plan_searches",
 ]
 
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_INSTANT = re.compile(r"[0-9T:.Z+\-]{1,40}")
 # Types that other resources refer to, which are read by their ids.
 _REFERENCED = frozenset(
     {"Location", "Medication", "Organization", "Practitioner", "PractitionerRole"}
@@ -81,13 +85,24 @@ def get_categories(resource_type: str) -> tuple[str, ...]:
     return tuple(f"category={name}" for name in _CATEGORIES.get(resource_type, ()))
 
 
+def is_id(value: object) -> bool:
+    """Return whether *value* is an id that every database can store."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
 def get_meta(resource: Mapping[str, Any]) -> dict[str, str]:
-    """Return ``versionId`` and ``lastUpdated``, each "" if it is missing or odd."""
+    """
+    Return ``versionId`` and ``lastUpdated``, each "" if it is missing or odd.
+
+    An odd one is no FHIR ``id`` or ``instant``, or too long for its column.
+    """
     meta = resource.get("meta")
     found = meta if isinstance(meta, Mapping) else {}
     return {
-        name: value if isinstance(value := found.get(name), str) else ""
-        for name in ("versionId", "lastUpdated")
+        name: value
+        if isinstance(value := found.get(name), str) and pattern.fullmatch(value)
+        else ""
+        for name, pattern in (("versionId", _ID), ("lastUpdated", _INSTANT))
     }
 
 
@@ -111,8 +126,9 @@ def iter_references(
             if name == "url" and attachments:
                 kinds = frozenset({"Binary"})
             kind, _, rest = item.removeprefix(f"{base_url}/").partition("/")
-            if kind in kinds and rest:
-                yield kind, rest.partition("/_history/")[0]
+            id_ = rest.partition("/_history/")[0]
+            if kind in kinds and is_id(id_):
+                yield kind, id_
         else:
             yield from iter_references(item, base_url, attachments=attachments)
 

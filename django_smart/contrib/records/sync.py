@@ -47,6 +47,7 @@ from .models import SyncedResource, SyncedType, SyncRun
 from .plan import (
     get_categories,
     get_meta,
+    is_id,
     iter_references,
     plan_searches,
 )
@@ -94,8 +95,8 @@ class Sync:
         types: Iterable[str] | None = None,
         attachments: bool = False,
     ) -> None:
-        if not grant.patient_id:
-            raise ValueError("sync_record() requires a grant with a patient.")
+        if not grant.patient_id or grant.user_id is None:
+            raise ValueError("sync_record() requires a grant of a user for a patient.")
         if TokenGrant.objects.find_usable(grant.pk) is None:
             raise NoGrantError("The grant has ended, or its user is deactivated.")
         # What comes is checked here, so that one resource does not stop the others.
@@ -424,7 +425,7 @@ class Sync:
             record_check(resource, self._record, "r")
         except ForeignPatientError:
             return False
-        return bool(resource.get("id"))
+        return is_id(resource.get("id"))
 
     def _compare(self, resources: Sequence[Resource]) -> list[Resource]:
         """Note the versions of *resources*, and return those that the sink lacks."""

@@ -176,11 +176,17 @@ def test_admin_lists_runs_without_patient_ids(
     assert "Observation" in detail.text
 
 
-def test_deleted_user_takes_the_copies_along(grant: TokenGrant) -> None:
+def test_deleted_user_takes_the_copies_along(
+    grant: TokenGrant, settings: Any, tmp_path: Path
+) -> None:
+    settings.MEDIA_ROOT = tmp_path
+    settings.SMART_RECORDS_SINK = f"{__name__}.build_files"
     sync_due_records()
     Identity.objects.all().delete()
     User.objects.all().delete()
-    assert not StoredResource.objects.exists()
+    sync_due_records()
+    assert not list(tmp_path.iterdir())
+    assert not SyncRun.objects.exists()
 
 
 def test_connections_show_how_far_the_record_was_read(

@@ -24,7 +24,7 @@ from django_smart.fhir.json import load_json
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.state import Grant, RefreshToken, new_id
-from tests.factories import make_grant, make_registration
+from tests.factories import make_grant, make_registration, make_user
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.process]
@@ -71,6 +71,7 @@ def grant(served: EHRSimulator) -> TokenGrant:
     served.store.refresh_tokens[token.value] = token
     return make_grant(
         registration,
+        user=make_user(),
         refresh_token=token.value,
         patient_id=PATIENT,
         scope=_SCOPE,

@@ -271,3 +271,16 @@ def test_resource_that_a_list_lacks_is_not_deleted(
     assert sync_record(grant, sink).is_full
     assert lacking
     assert sink.deleted == []
+
+
+@pytest.mark.parametrize("odd", [5, "x" * 65, "a\0", ""])
+def test_odd_id_stops_no_other_resource(
+    ehr: EHRSimulator, grant: TokenGrant, odd: object
+) -> None:
+    names = names_at_the_ehr(ehr, "Observation")
+    name = min(names)
+    resource = ehr.data["Observation"][name.partition("/")[2]]
+    ehr.data["Observation"][name.partition("/")[2]] = {**resource, "id": odd}
+    sink = MemorySink()
+    sync_record(grant, sink)
+    assert names - {name} <= set(sink.received)

@@ -62,11 +62,13 @@ class Command(BaseCommand):
             progress = f"[{number}/{len(grant_ids)}] grant {grant_id}"
             try:
                 run = sync_record(grants.get(pk=grant_id), sink)
-            except (TokenGrant.DoesNotExist, ValueError) as exc:
-                raise CommandError(f"{progress}: {exc}") from None
             except SMARTError as exc:
                 failed += 1
                 self.stderr.write(f"{progress}: {exc} ({exc.code})")
+                continue
+            except Exception as exc:  # noqa: BLE001 (one record stops no other)
+                failed += 1
+                self.stderr.write(f"{progress}: {type(exc).__name__}")
                 continue
             failed += not run.is_finished
             self.stdout.write(f"{progress}: {_describe(run)}")
