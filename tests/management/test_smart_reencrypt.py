@@ -223,6 +223,9 @@ def test_row_that_never_stands_still_is_told_of(grant, settings):
 def test_refreshes_in_other_threads_go_on_meanwhile(grant, ehr, settings):
     rounds = [0, 0]
     guard = time.monotonic() + 60
+    # Changed in place below: settings must not be replaced while threads read them.
+    keys = list(settings.SMART_ENCRYPTION_KEYS)
+    settings.SMART_ENCRYPTION_KEYS = keys
 
     def is_on() -> bool:
         return min(rounds) < 5 and time.monotonic() < guard
@@ -235,7 +238,7 @@ def test_refreshes_in_other_threads_go_on_meanwhile(grant, ehr, settings):
         while is_on():
             run("smart_reencrypt")
             # As if each run were the first.
-            settings.SMART_ENCRYPTION_KEYS = settings.SMART_ENCRYPTION_KEYS[::-1]
+            keys.reverse()
             rounds[1] += 1
         connections.close_all()
 
