@@ -69,9 +69,15 @@ def find_due_grants(sink: Sink, *, every: timedelta = EVERY) -> list[int]:
         .exclude(patient_id="")
         .exclude(Exists(runs))
         .order_by("pk")
-        .values_list("user_id", "registration__server_id", "patient_id", "pk")
+        .select_related("registration__server", "identity")
     )
-    return list({tuple(record): pk for *record, pk in grants.iterator()}.values())
+    # A clinician may choose a patient, too, and has connected nothing by that.
+    newest = {
+        (each.user_id, each.registration.server_id, each.patient_id): each.pk
+        for each in grants.iterator()
+        if each.is_of_patient
+    }
+    return list(newest.values())
 
 
 def forget_ended_records(sink: Sink) -> int:

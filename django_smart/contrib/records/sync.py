@@ -140,7 +140,9 @@ class Sync:
         run = self._run
         run.refresh_from_db()
         self._sink.begin(run)
-        self._sink.truncate(run.position)
+        # While the run is this process's: the next one may have written meanwhile.
+        with self._storing():
+            self._sink.truncate(run.position)
         if run.is_finished or run.started_at is None:
             now = timezone.now()
             run.number += 1

@@ -51,6 +51,8 @@ def grant(db: None, ehr: EHRSimulator) -> TokenGrant:
 def connect_again(ehr: EHRSimulator) -> TokenGrant:
     grant = connect(make_browser(), ehr, patient=PATIENT).grant
     assert grant is not None
+    # The patient's own account, and no clinician's.
+    Identity.objects.update(fhir_user=f"Patient/{PATIENT}")
     return grant
 
 
@@ -86,6 +88,13 @@ def test_chart_that_a_clinician_opened_is_not_read(
     launch(make_browser(), ehr)
     assert TokenGrant.objects.active().offline().exists()
     assert find_due_grants(ModelSink()) == []
+
+
+def test_patient_that_a_clinician_chose_is_not_read(grant: TokenGrant) -> None:
+    Identity.objects.update(fhir_user="Practitioner/1")
+    assert find_due_grants(ModelSink()) == []
+    Identity.objects.update(fhir_user="Patient/1")
+    assert find_due_grants(ModelSink()) == [grant.pk]
 
 
 def test_record_in_work_is_not_due(grant: TokenGrant) -> None:
