@@ -323,13 +323,13 @@ def _is_plain_step(step: Any) -> bool:
     """
     Whether all servers read one step of a JSON Patch in the same way.
 
-    To copy or move could turn a text into a link. Some servers add a missing slash, and
-    ignore the case of members (Microsoft.AspNetCore.JsonPatch, 2026).
+    To copy or move, which takes a ``from``, could turn a text into a link. Some servers
+    add a missing slash, and ignore the case of members (Microsoft.AspNetCore.JsonPatch,
+    2026).
     """
     return (
         isinstance(step, Mapping)
         and step.keys() <= {"op", "path", "value"}
-        and step.get("op") in {"add", "remove", "replace", "test"}
         and _POINTER.fullmatch(str(step.get("path"))) is not None
     )
 

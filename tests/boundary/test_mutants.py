@@ -113,8 +113,8 @@ HOLES = (
     ),
     (
         "a patch that copies",
-        '"from" in step',
-        "False",
+        'step.keys() <= {"op", "path", "value"}',
+        "True",
         _PROXY,
     ),
     (
