@@ -297,8 +297,8 @@ def revoke_tokens(grant: TokenGrant) -> None:
     """
     Revoke the tokens of *grant* at the EHR; its row does not change.
 
-    Also returns if the EHR does not support revocation, or if another grant of the user
-    needs the same refresh token: some servers issue it again at a second launch.
+    Also returns if the EHR does not support revocation, or if another grant needs the
+    same refresh token: some servers issue it again at a second launch.
 
     Raises:
         TransportError, DiscoveryError, TokenError, CredentialsError: the EHR could not
@@ -340,10 +340,11 @@ def revoke_tokens(grant: TokenGrant) -> None:
 
 
 def _is_shared(grant: TokenGrant) -> bool:
-    if grant.user_id is None or not grant.refresh_token_digest:
+    if not grant.refresh_token_digest:
         return False
-    same = TokenGrant.objects.active().filter(
-        user_id=grant.user_id,
+    # Whoever its user is: a grant that is held, or was refused, has none yet.
+    same = TokenGrant.objects.filter(
+        status__in=(TokenGrant.Status.ACTIVE, TokenGrant.Status.HELD),
         registration_id=grant.registration_id,
         refresh_token_digest=grant.refresh_token_digest,
     )

@@ -374,6 +374,24 @@ def test_server_that_issues_the_same_refresh_token_again_keeps_it(
 
 
 @pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("status", ["active", "held"])
+def test_refresh_token_that_another_grant_has_is_kept_whoever_its_user_is(
+    ehr: EHRSimulator, commit: Callable[[], Any], status: str
+) -> None:
+    grant = _grant(connect(make_browser(), ehr))
+    token = grant.refresh_token
+    TokenGrant.objects.update(status=status)
+    # Of a question that no one answered, so it has no user.
+    unanswered = make_grant(grant.registration, refresh_token=token, status="held")
+    with commit():
+        row = TokenGrant.objects.filter(pk=unanswered.pk)
+        row.end_pending_revocation(now=timezone.now())
+    unanswered.refresh_from_db()
+    assert (unanswered.status, unanswered.refresh_token) == ("revoked", "")
+    assert not _is_revoked_at(ehr, token)
+
+
+@pytest.mark.usefixtures("registration")
 def test_server_without_revocation_has_the_tokens_forgotten(
     ehr: EHRSimulator,
 ) -> None:
