@@ -310,7 +310,7 @@ def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
 
     First the known set. Request the next only if the key was missing or did not verify
     the token: then the one that another process stored, and finally the server's
-    current one. If that fails, too, nothing is fetched for a minute: made-up key ids
+    current one. If that fails, too, nothing is fetched for a minute: made-up key IDs
     must not cause a request each.
 
     Raises:
@@ -323,11 +323,21 @@ def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
     state.refresh_from_db(fields=["jwks", "jwks_fetched_at", "discovery_failed_at"])
     if state.jwks is not None and state.jwks_fetched_at != known_at:
         yield state.jwks
-    if not _claim(server):
+    if _was_key_missing(state):
         return
     yield fetch_jwks(server)
-    # Also if the key was not found: made-up ones must not cause a request each.
     _mark_failure(server)
+
+
+def _was_key_missing(state: ServerState) -> bool:
+    """Return whether a key was missing although the keys had just been fetched."""
+    fetched_at, failed_at = state.jwks_fetched_at, state.discovery_failed_at
+    return (
+        fetched_at is not None
+        and failed_at is not None
+        and fetched_at <= failed_at
+        and timezone.now() - fetched_at < _PAUSE
+    )
 
 
 def refresh_servers() -> int:
