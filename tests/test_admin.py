@@ -547,26 +547,44 @@ def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, s
     assert (server.state.pinned, server.state.moved) == ({}, {})
 
 
+def accept(client: Client, server: FHIRServer, page: Any) -> Any:
+    """Press the button of a server's *page* that accepts the values it shows."""
+    url = url_of(FHIRServer, "accept", server.pk)
+    return client.post(url, {"shown": page.context["shown"]}, follow=True)
+
+
 @pytest.mark.django_db(transaction=True)
-def test_values_that_an_operator_accepts_are_discovered_anew(admin_client):
+def test_values_that_an_operator_accepts_are_those_of_the_page(admin_client):
     ehr = EHRSimulator("https://ehr.example.org/0/fhir")
+    old = "https://old.example.org/token"
     server = make_server(
-        pinned={"token_endpoint": "https://old.example.org/token"},
-        moved={"token_endpoint": ehr.token_endpoint},
+        pinned={"token_endpoint": old}, moved={"token_endpoint": ehr.token_endpoint}
     )
     page = admin_client.get(url_of(FHIRServer, "change", server.pk))
-    assert 'name="action" value="accept"' in page.text
+    assert f"token_endpoint: {old} → {ehr.token_endpoint}" in page.text
     with transport.mounted(ehr.origin, ehr.adapter()):
-        run_action(admin_client, FHIRServer, "accept", server)
+        accept(admin_client, server, page)
     server.refresh_from_db()
     assert server.state.pinned["token_endpoint"] == ehr.token_endpoint
     assert server.state.moved == {}
-    page = admin_client.get(url_of(FHIRServer, "change", server.pk))
-    assert 'name="action" value="accept"' not in page.text
     assert changed_by(admin_client, server) == ["Changed moved values."]
-    assert levels_of(run_action(admin_client, FHIRServer, "accept", server)) == [
-        "warning"
-    ]
+    assert levels_of(accept(admin_client, server, page)) == ["warning"]
+    page = admin_client.get(url_of(FHIRServer, "change", server.pk))
+    assert "shown" not in page.context
+
+
+@pytest.mark.django_db(transaction=True)
+def test_value_that_came_after_the_page_was_opened_is_not_accepted(admin_client):
+    pinned = {"token_endpoint": "https://old.example.org/token"}
+    server = make_server(
+        pinned=pinned, moved={"token_endpoint": "https://new.example.org/token"}
+    )
+    page = admin_client.get(url_of(FHIRServer, "change", server.pk))
+    later = {"token_endpoint": "https://evil.example.net/token"}
+    ServerState.objects.filter(pk=server.pk).update(moved=later)
+    assert levels_of(accept(admin_client, server, page)) == ["warning"]
+    server.refresh_from_db()
+    assert (server.state.pinned, server.state.moved) == (pinned, later)
 
 
 @pytest.mark.django_db(transaction=True)

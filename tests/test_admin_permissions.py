@@ -178,6 +178,25 @@ def test_action_is_hidden_and_denied_without_operate(
     assert broker.messages == []
 
 
+@pytest.mark.parametrize("permissions", [CHANGE, OPERATE])
+def test_moved_values_are_not_accepted_without_trust(
+    registration: ClientRegistration, permissions: tuple[str, ...]
+) -> None:
+    state = registration.server.discovered
+    state.moved = {"token_endpoint": f"{EVIL}/token"}
+    state.save()
+    staff = sign_in(*permissions)
+    page = staff.get(url_of(FHIRServer, "change", registration.server.pk))
+    assert f"– → {EVIL}/token" in page.text
+    assert "shown" not in page.context
+    data = {"shown": json.dumps(state.moved)}
+    url = url_of(FHIRServer, "accept", registration.server.pk)
+    assert staff.post(url, data).status_code == 403
+    assert staff.get(url).status_code == 403
+    state.refresh_from_db()
+    assert state.moved
+
+
 def test_account_is_not_let_in_without_trust(
     registration: ClientRegistration, admin_user: User
 ) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import IS_POPUP_VAR
+from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
 from django.db import router, transaction
 from django.db.models import Count, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import date
+from django.urls import path
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -23,13 +27,13 @@ from django.utils.translation import gettext_lazy as _
 from ..contrib.doctor import BASE_URL_WRONG, discover
 from ..contrib.monitoring import ServerHealth, read_health
 from ..diagnoses import DOCS_URL, Finding
-from ..exceptions import ServerMovedError, SMARTError
+from ..exceptions import SMARTError
 from ..models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from ..protocol.quirks import QUIRKS
 from ..servers.discovery import (
     DISCOVERED_COLUMNS,
     accept_moved,
-    check_moved,
+    describe_moved,
     fetch_configuration,
 )
 from ..servers.registering import apply_preset
@@ -207,7 +211,7 @@ class FHIRServerAdmin(TestConnectionMixin):
     search_help_text = _("Name, slug or base URL")
     prepopulated_fields = {"slug": ("name",)}
     inlines = (_RegistrationInline,)
-    actions = ("rediscover", "accept", "pause", "unpause")
+    actions = ("rediscover", "pause", "unpause")
     readonly_fields = (
         "endpoints",
         "offers",
@@ -275,6 +279,12 @@ class FHIRServerAdmin(TestConnectionMixin):
         (None, {"fields": (("created_at", "updated_at"),)}),
     )
 
+    def get_urls(self) -> list[Any]:
+        """Django's, and the one that accepts what the server names now."""
+        view = self.admin_site.admin_view(self.accept)
+        name = "django_smart_fhirserver_accept"
+        return [path("<path:object_id>/accept/", view, name=name), *super().get_urls()]
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[FHIRServer]:
         """With the number of registrations, in the same query."""
         servers: QuerySet[FHIRServer] = super().get_queryset(request)
@@ -311,13 +321,9 @@ class FHIRServerAdmin(TestConnectionMixin):
         return _at(obj.discovered.discovery_failed_at)
 
     @admin.display(description=_("moved values"))
-    def moved_values(self, obj: FHIRServer) -> str:
+    def moved_values(self, obj: FHIRServer) -> SafeString | str:
         """What an operator has to approve before anyone can sign in there."""
-        try:
-            check_moved(obj)
-        except ServerMovedError as exc:
-            return str(exc)
-        return EMPTY
+        return as_list(describe_moved(obj))
 
     @admin.display(description=_("quirks that are set"))
     def quirk_values(self, obj: FHIRServer) -> SafeString | str:
@@ -352,6 +358,8 @@ class FHIRServerAdmin(TestConnectionMixin):
     ) -> HttpResponse:
         """With the way to the next step."""
         server = context["original"]
+        if server and server.discovered.moved and has_trust(request):
+            context["shown"] = json.dumps(server.discovered.moved)
         site = self.admin_site
         if (
             server
@@ -449,34 +457,29 @@ class FHIRServerAdmin(TestConnectionMixin):
         again: dict[str, StrOrPromise] = {}
         if obj.is_active:
             again["rediscover"] = _("Fetch configuration")
-        if obj.discovered.moved:
-            again["accept"] = _("Accept the new values")
         if obj.paused:
             return {**again, "unpause": _("Resume refreshes")}
         return {**again, "pause": _("Pause refreshes")}
 
-    def has_trust_permission(self, request: HttpRequest) -> bool:
-        """Whether an action may decide what is trusted."""
-        return has_trust(request)
-
-    @admin.action(
-        description=_("Accept what the selected servers name now"),
-        permissions=["trust"],
-    )
-    def accept(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
-        """Pin the issuer, key URL and token endpoint that they have now."""
-        servers = list(queryset.exclude(state__moved={}))
-        for server in servers:
-            accept_moved(server)
+    def accept(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Pin the values that the page showed, if they are still the same."""
+        server = self.get_object(request, unquote(object_id))
+        may_accept = has_trust(request) and self.has_view_permission(request, server)
+        if request.method != "POST" or server is None or not may_accept:
+            raise PermissionDenied
+        moved = server.discovered.moved
+        if json.dumps(moved) == request.POST.get("shown") and accept_moved(
+            server, moved
+        ):
             self._ask_later(request, server)
-        self.log_action(request, servers, "moved values")
-        done = ngettext(
-            "The new values of %(count)d server are accepted.",
-            "The new values of %(count)d servers are accepted.",
-            len(servers),
-        )
-        nothing = gettext("None of the selected servers names other values.")
-        self.tell_result(request, len(servers), done=done, nothing=nothing)
+            self.log_action(request, [server], "moved values")
+            done = gettext("The new values are accepted.")
+            self.message_user(request, done, messages.SUCCESS)
+        else:
+            changed = gettext("Nothing was accepted: the server's values changed.")
+            self.message_user(request, changed, messages.WARNING)
+        url = self.get_admin_url("django_smart_fhirserver_change", server.pk)
+        return HttpResponseRedirect(url)
 
     @admin.action(
         description=_("Pause refreshes at the selected servers"),

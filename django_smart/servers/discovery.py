@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import Error
+from django.db import Error, router, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -52,6 +52,7 @@ __all__ = [
     "accept_moved",
     "check_moved",
     "copy_discovered",
+    "describe_moved",
     "doubt_configuration",
     "fetch_configuration",
     "fetch_jwks",
@@ -501,17 +502,40 @@ def check_moved(server: FHIRServer) -> None:
     if moved := server.discovered.moved:
         carry_over = "carry its identities over, " if "issuer" in moved else ""
         raise ServerMovedError(
-            f"Server {server.slug} now names a different "
-            f"{' and '.join(sorted(moved))}: if that is correct, {carry_over}"
+            f"Server {server.slug} now names different values "
+            f"({'; '.join(describe_moved(server))}): if that is correct, {carry_over}"
             "accept the new values in the admin or with smart_discover --accept."
         )
 
 
-def accept_moved(server: FHIRServer) -> None:
-    """Let *server* name other values, which are pinned when it is read next."""
+def describe_moved(server: FHIRServer) -> list[str]:
+    """Return what an operator has to approve, as ``field: old → new``."""
+    state = server.discovered
+    return [
+        f"{name}: {state.pinned.get(name, '–')} → {url}"
+        for name, url in sorted(state.moved.items())
+    ]
+
+
+def accept_moved(server: FHIRServer, shown: Mapping[str, str]) -> bool:
+    """
+    Let *server* name the values in *shown* from now on; it is read again next.
+
+    Returns:
+        Whether they are still the ones to approve; if not, nothing was changed.
+    """
     columns = ("pinned", "moved", "configuration_fetched_at", "discovery_failed_at")
-    ServerState.objects.forget(server.pk, *columns)
+    with transaction.atomic(using=router.db_for_write(ServerState)):
+        # The race is with a discovery that finds others than the operator was shown.
+        state = ServerState.objects.select_for_update().get(pk=server.pk)
+        if not shown or state.moved != shown:
+            return False
+        state.pinned = {**state.pinned, **shown}
+        state.moved = {}
+        state.configuration_fetched_at = state.discovery_failed_at = None
+        state.save(update_fields=columns)
     server.discovered.refresh_from_db(fields=columns)
+    return True
 
 
 def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:

@@ -53,7 +53,8 @@ def test_user_is_still_known_after_the_ehr_changed_its_issuer(
     response = browser.get("/smart/login/", {"server": "harbour"})
     assert response.context["code"] == "server_moved"
     page["carry_over"]("harbour", old=old, new=new)
-    call_command("smart_discover", "harbour", "--accept", stdout=io.StringIO())
+    options = ("--accept", "--no-input")
+    call_command("smart_discover", "harbour", *options, stdout=io.StringIO())
     assert launch(browser, ehr).user == user
 
 

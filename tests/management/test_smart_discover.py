@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.core.management import CommandError
 
-from django_smart.models import FHIRServer
+from django_smart.models import FHIRServer, ServerState
 from tests.answers import answer
 from tests.factories import make_registration, make_server
 from tests.management.running import run
@@ -85,3 +85,42 @@ def test_servers_are_named_or_all(arguments):
 def test_unknown_slug_is_named(registration):
     with pytest.raises(CommandError, match="nowhere, nothing"):
         run("smart_discover", "harbour", "nowhere", "nothing")
+
+
+def _move(registration, ehr):
+    """Return the old and the new token endpoint, which an operator has to approve."""
+    run("smart_discover", "harbour")
+    old = "https://old.example.org/token"
+    state = registration.server.discovered
+    state.refresh_from_db()
+    state.pinned = {**state.pinned, "token_endpoint": old}
+    state.save()
+    with pytest.raises(CommandError):
+        run("smart_discover", "harbour")
+    return old, ehr.token_endpoint
+
+
+def test_moved_values_are_shown_and_accepted_as_shown(registration, ehr, monkeypatch):
+    old, new = _move(registration, ehr)
+    monkeypatch.setattr("builtins.input", lambda text: "no")
+    with pytest.raises(CommandError, match="Nothing was accepted"):
+        run("smart_discover", "harbour", "--accept")
+    ran = run("smart_discover", "harbour", "--accept", "--no-input")
+    assert f"harbour: token_endpoint: {old} → {new}" in ran.out.splitlines()
+    state = FHIRServer.objects.get().state
+    assert (state.pinned["token_endpoint"], state.moved) == (new, {})
+
+
+def test_other_values_than_those_shown_are_not_accepted(registration, ehr, monkeypatch):
+    old, _ = _move(registration, ehr)
+    later = {"token_endpoint": "https://evil.example.net/token"}
+
+    def move_on(text):
+        ServerState.objects.update(moved=later)
+        return "yes"
+
+    monkeypatch.setattr("builtins.input", move_on)
+    with pytest.raises(CommandError, match="changed"):
+        run("smart_discover", "harbour", "--accept")
+    state = FHIRServer.objects.get().state
+    assert (state.pinned["token_endpoint"], state.moved) == (old, later)

@@ -271,7 +271,7 @@ def _discover(
     except TransportError as exc:
         return _explain_failure(exc)
     except ServerMovedError as exc:
-        what, _, fix = str(exc).partition(": ")
+        what, _, fix = str(exc).rpartition(": ")
         return build_finding("server_moved", what=f"{what}.", fix=capfirst(fix))
     except DiscoveryError as exc:
         return _explain_discovery(server, answer, exc)
@@ -457,7 +457,7 @@ def _find_key_fault(server: FHIRServer) -> Iterator[Finding]:
     try:
         fetch_jwks(server, save=server.pk is not None)
     except UnsupportedServerError as exc:
-        what, _, fix = str(exc).partition(": ")
+        what, _, fix = str(exc).rpartition(": ")
         yield build_finding(
             "id_token_keys_unusable", what=f"{what}.", fix=capfirst(fix)
         )

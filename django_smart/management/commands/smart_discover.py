@@ -13,6 +13,7 @@ from django_smart.protocol.capabilities import get_capability_sets
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.servers.discovery import (
     accept_moved,
+    describe_moved,
     fetch_configuration,
     fetch_jwks,
 )
@@ -82,8 +83,15 @@ class Command(BaseCommand):
         parser.add_argument(
             "--accept",
             action="store_true",
-            help="Accept the issuer, key URL and token endpoint that the named servers "
-            "have now, after you have checked with their operators.",
+            help="Show which issuer, key URL and token endpoint the named servers have "
+            "now, and accept these. Check with their operators first.",
+        )
+        parser.add_argument(
+            "--no-input",
+            "--noinput",
+            action="store_false",
+            dest="interactive",
+            help="Accept them without asking you.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -94,7 +102,7 @@ class Command(BaseCommand):
         failures = 0
         for server in servers:
             if options["accept"]:
-                accept_moved(server)
+                self._accept(server, asks=options["interactive"])
             try:
                 self._discover(server)
             except SMARTError as exc:
@@ -102,6 +110,17 @@ class Command(BaseCommand):
                 self.stderr.write(f"{server.slug}: {exc} ({exc.code})")
         if failures:
             raise CommandError(f"{failures} of {len(servers)} servers failed.")
+
+    def _accept(self, server: FHIRServer, *, asks: bool) -> None:
+        shown = server.discovered.moved
+        for line in describe_moved(server):
+            self.stdout.write(f"{server.slug}: {line}")
+        if shown and asks and input("Accept these values? [yes/no] ") != "yes":
+            raise CommandError("Nothing was accepted.")
+        if shown and not accept_moved(server, shown):
+            raise CommandError(
+                f"{server.slug}: the values changed in the meantime; run this again."
+            )
 
     def _discover(self, server: FHIRServer) -> None:
         configuration = fetch_configuration(server)
