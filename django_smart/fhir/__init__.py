@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from django_smart.fhir.asynchronous import (
     AsyncBatch,
-    AsyncBulkExport,
     AsyncFHIRClient,
     AsyncPatientRecord,
     AsyncSearchStream,
@@ -24,7 +23,6 @@ from django_smart.fhir.session import FHIRSession
 __all__ = [
     "AnyOf",
     "AsyncBatch",
-    "AsyncBulkExport",
     "AsyncFHIRClient",
     "AsyncPatientRecord",
     "AsyncSearchStream",

@@ -16,19 +16,12 @@ from threading import Event
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
 
 from django_smart.fhir.batch import Batch, BatchAnswer
-from django_smart.fhir.bulk import BulkExport, ExportedFile
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import CANCELED
 from django_smart.fhir.paging import SearchPage, SearchStream, Stream
 from django_smart.fhir.record import PatientRecord
 
-__all__ = [
-    "AsyncBatch",
-    "AsyncBulkExport",
-    "AsyncFHIRClient",
-    "AsyncPatientRecord",
-    "AsyncSearchStream",
-]
+__all__ = ["AsyncBatch", "AsyncFHIRClient", "AsyncPatientRecord", "AsyncSearchStream"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -103,25 +96,24 @@ def _awaited(
 
 
 def _streamed(
-    method: Callable[Concatenate[_S, _P], SearchStream[_T]],
-) -> Callable[Concatenate[_Async[_S], _P], AsyncSearchStream[_T]]:
+    method: Callable[Concatenate[_S, _P], SearchStream],
+) -> Callable[Concatenate[_Async[_S], _P], AsyncSearchStream]:
     """Make a method for ``async for``, which sends nothing before."""
 
     @wraps(method)
     def call(
         self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> AsyncSearchStream[_T]:
-        function: Callable[_P, SearchStream[_T]]
-        function = getattr(self._wrapped, method.__name__)
+    ) -> AsyncSearchStream:
+        function: Callable[_P, SearchStream] = getattr(self._wrapped, method.__name__)
         return AsyncSearchStream(function(*args, **kwargs), self._threads)
 
     return call
 
 
-class AsyncSearchStream(Stream[_T]):
+class AsyncSearchStream(Stream):
     """:class:`SearchStream` for ``async for``; always true, without a length."""
 
-    def __init__(self, stream: SearchStream[_T], threads: _Threads) -> None:
+    def __init__(self, stream: SearchStream, threads: _Threads) -> None:
         self._stream = stream
         self._threads = threads
 
@@ -131,10 +123,8 @@ class AsyncSearchStream(Stream[_T]):
     def __iter__(self) -> NoReturn:
         self._refuse()
 
-    async def __aiter__(self) -> AsyncIterator[_T]:
-        convert = self._stream.convert
-        lists = (list(map(convert, new)) for new in self._stream.iterate_new())
-        async for found in self._threads.step_through(lists):
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        async for found in self._threads.step_through(self._stream.iterate_new()):
             for each in found:
                 yield each
             del found
@@ -174,51 +164,6 @@ class AsyncBatch(Batch):
     async def send(self) -> list[BatchAnswer]:  # type: ignore[override]
         """Like :meth:`Batch.send`."""
         return await self._threads.run(super().send)
-
-
-class AsyncBulkExport(_Async[BulkExport]):
-    """:class:`BulkExport` for ``async for``, with awaitable methods."""
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Like :attr:`BulkExport.state`."""
-        return self._wrapped.state
-
-    delete = _awaited(BulkExport.delete)
-    poll = _awaited(BulkExport.poll)
-
-    async def wait(self, *, seconds: float = 24 * 3600.0) -> None:
-        """Like :meth:`BulkExport.wait`, without blocking a thread."""
-        pauses = self._wrapped.iterate_pauses(seconds)
-        async for pause in self._threads.step_through(pauses):
-            await asyncio.sleep(pause)
-
-    async def files(self) -> list[ExportedFile]:
-        """Like :attr:`BulkExport.files`."""
-        await self.wait()
-        return await self._threads.run(lambda: self._wrapped.files)
-
-    async def transaction_time(self) -> str:
-        """Like :attr:`BulkExport.transaction_time`."""
-        await self.wait()
-        return self._wrapped.transaction_time
-
-    async def problems(self) -> list[dict[str, Any]]:
-        """Like :meth:`BulkExport.problems`."""
-        await self.wait()
-        return await self._threads.run(self._wrapped.problems)
-
-    async def deleted(self) -> AsyncIterator[str]:
-        """Like :meth:`BulkExport.deleted`, for ``async for``."""
-        await self.wait()
-        async for reference in self._threads.step_through(self._wrapped.deleted()):
-            yield reference
-
-    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        await self.wait()
-        # One by one: its state counts each as handled when the next is asked for.
-        async for resource in self._threads.step_through(self._wrapped):
-            yield resource
 
 
 class AsyncFHIRClient(_Async[FHIRClient]):
@@ -264,7 +209,6 @@ class AsyncFHIRClient(_Async[FHIRClient]):
     history = _awaited(FHIRClient.history)
     operation = _awaited(FHIRClient.operation)
     capabilities = _awaited(FHIRClient.capabilities)
-    get_model = _awaited(FHIRClient.get_model)
     resolve = _awaited(FHIRClient.resolve)
     resolve_many = _awaited(FHIRClient.resolve_many)
     get = _awaited(FHIRClient.get)
@@ -275,8 +219,6 @@ class AsyncFHIRClient(_Async[FHIRClient]):
     patient = _twin(FHIRClient.patient, AsyncPatientRecord)
     batch = _twin(FHIRClient.batch, AsyncBatch)
     transaction = _twin(FHIRClient.transaction, AsyncBatch)
-    export = _twin(FHIRClient.export, AsyncBulkExport)
-    resume_export = _twin(FHIRClient.resume_export, AsyncBulkExport)
 
     def iterate_pages(self, bundle: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Like :meth:`FHIRClient.iterate_pages`, for ``async for``."""

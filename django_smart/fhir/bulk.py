@@ -161,7 +161,7 @@ def _build_parameters(query: str) -> dict[str, Any]:
     return {"resourceType": "Parameters", "parameter": parameters}
 
 
-class BulkExport(Stream[dict[str, Any]]):
+class BulkExport(Stream):
     """
     A running export: the URL to poll, and how far its files have been read.
 
@@ -272,16 +272,11 @@ class BulkExport(Stream[dict[str, Any]]):
             FHIRStatusError, MalformedFHIRResponseError, BearerBoundaryError: see
                 :meth:`poll`.
         """
-        for pause in self.iterate_pauses(seconds):
-            self._client.sleep(pause)
-
-    def iterate_pauses(self, seconds: float = 24 * 3600.0) -> Iterator[float]:
-        """Poll until the export is ready; yield how long to pause after each time."""
         deadline = time.monotonic() + seconds
         while (pause := self.poll()) is not None:
             if time.monotonic() + pause > deadline:
                 raise ServerTimeoutError(f"the export is not ready after {seconds} s")
-            yield pause
+            self._client.sleep(pause)
 
     @property
     def files(self) -> list[ExportedFile]:

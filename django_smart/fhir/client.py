@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime
-from typing import Any, BinaryIO, TypeVar, overload
+from typing import Any, BinaryIO
 
 from django_smart.exceptions import (
     FHIRConflictError,
@@ -17,7 +17,7 @@ from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
 from django_smart.fhir.attachments import build_document, download
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
-from django_smart.fhir.capabilities import capabilities, convert, get_model
+from django_smart.fhir.capabilities import capabilities
 from django_smart.fhir.connection import refuse_in_event_loop
 from django_smart.fhir.interactions import (
     Interaction,
@@ -48,8 +48,6 @@ from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 
 __all__ = ["FHIRClient"]
-
-_T = TypeVar("_T")
 
 Version = str | Mapping[str, Any]
 Patch = Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -84,31 +82,9 @@ class FHIRClient(Performer):
     as_fhirclient = build_fhirclient
     capabilities = capabilities
     download = download
-    get_model = get_model
     iterate_pages = iterate_pages
     resolve = resolve
     resolve_many = resolve_many
-
-    @overload
-    def read(
-        self,
-        resource_type: str,
-        id: str,
-        *,
-        summary: str = "",
-        elements: Sequence[str] = (),
-    ) -> dict[str, Any]: ...
-
-    @overload
-    def read(
-        self,
-        resource_type: str,
-        id: str,
-        *,
-        summary: str = "",
-        elements: Sequence[str] = (),
-        model: type[_T],
-    ) -> _T: ...
 
     def read(
         self,
@@ -117,8 +93,7 @@ class FHIRClient(Performer):
         *,
         summary: str = "",
         elements: Sequence[str] = (),
-        model: type[Any] | None = None,
-    ) -> Any:
+    ) -> dict[str, Any]:
         """
         Read one resource.
 
@@ -126,11 +101,9 @@ class FHIRClient(Performer):
             summary: ``_summary``: ``"true"``, ``"text"`` or ``"data"``.
             elements: ``_elements``: names of the requested elements.  The server may
                 send more; do not write the result back.
-            model: return an instance of this class, such as one from :meth:`get_model`.
         """
         interaction = build_read(resource_type, id, summary=summary, elements=elements)
-        resource = self.perform_read(interaction)
-        return resource if model is None else convert(self, resource, model)
+        return self.perform_read(interaction)
 
     def vread(
         self,
@@ -321,35 +294,6 @@ class FHIRClient(Performer):
             is_within_boundary=self.is_within_boundary,
         )
 
-    @overload
-    def search(
-        self,
-        resource_type: str,
-        params: SearchParams | None = None,
-        /,
-        *,
-        limit: int | None = None,
-        prefer: str = "",
-        compartment: str = "",
-        by_post: bool = False,
-        model: type[_T],
-        **keywords: Any,
-    ) -> SearchResult[_T]: ...
-
-    @overload
-    def search(
-        self,
-        resource_type: str,
-        params: SearchParams | None = None,
-        /,
-        *,
-        limit: int | None = None,
-        prefer: str = "",
-        compartment: str = "",
-        by_post: bool = False,
-        **keywords: Any,
-    ) -> SearchResult[dict[str, Any]]: ...
-
     def search(
         self,
         resource_type: str,
@@ -358,7 +302,7 @@ class FHIRClient(Performer):
         *,
         limit: int | None = None,
         **keywords: Any,
-    ) -> SearchResult[Any]:
+    ) -> SearchResult:
         """
         Search, and load all matches.
 
@@ -367,9 +311,6 @@ class FHIRClient(Performer):
             params: FHIR parameter names and values, as a mapping or pairs, which come
                 before the keywords: ``[("_sort:desc", "date")]``.
             limit: maximum number of matches; by default, all are loaded, up to 1,000.
-            model: return matches as instances of this class, such as one from
-                :meth:`get_model`.  A string is sent as FHIR's search parameter
-                ``model`` instead.
             prefer: handling of unknown parameters: ``"strict"`` for an error,
                 ``"lenient"`` to ignore them.
             compartment: restrict the search to a compartment, such as
@@ -395,21 +336,6 @@ class FHIRClient(Performer):
         """
         return self.iterate(resource_type, params, **keywords).load(limit)
 
-    @overload
-    def iterate(
-        self,
-        resource_type: str,
-        params: SearchParams | None = None,
-        /,
-        *,
-        prefer: str = "",
-        compartment: str = "",
-        by_post: bool = False,
-        model: type[_T],
-        **keywords: Any,
-    ) -> SearchStream[_T]: ...
-
-    @overload
     def iterate(
         self,
         resource_type: str,
@@ -420,19 +346,7 @@ class FHIRClient(Performer):
         compartment: str = "",
         by_post: bool = False,
         **keywords: Any,
-    ) -> SearchStream[dict[str, Any]]: ...
-
-    def iterate(
-        self,
-        resource_type: str,
-        params: SearchParams | None = None,
-        /,
-        *,
-        prefer: str = "",
-        compartment: str = "",
-        by_post: bool = False,
-        **keywords: Any,
-    ) -> SearchStream[Any]:
+    ) -> SearchStream:
         """
         Search, and read the matches page by page, for results of any size.
 
@@ -445,8 +359,7 @@ class FHIRClient(Performer):
         return iterate(
             self,
             resource_type,
-            params,
-            keywords,
+            build_search_query(params, keywords),
             prefer=prefer,
             compartment=compartment,
             by_post=by_post,

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 from django_smart.exceptions import (
     FHIRRequestError,
@@ -32,7 +32,6 @@ __all__ = [
     "iter_pages",
 ]
 
-_T = TypeVar("_T")
 _P = TypeVar("_P", bound="Page")
 
 # Most matches that are loaded without limit=.
@@ -189,9 +188,9 @@ def iter_pages(
         )
 
 
-class Stream(Generic[_T]):
+class Stream:
     """
-    Items that are read while iterating, so their number is unknown.
+    Resources that are read while iterating, so their number is unknown.
 
     It is true, and ``len()`` raises: without ``__len__``, Django's ``length`` would be
     0.  Its subclasses are not iterators: each iteration of a search sends it again, and
@@ -210,18 +209,18 @@ class Stream(Generic[_T]):
             raise TypeError("the length of a stream is unknown")
         self._refuse()
 
-    def __getitem__(self, index: object) -> _T:
+    def __getitem__(self, index: object) -> dict[str, Any]:
         self._refuse()
 
-    def __iter__(self) -> Iterator[_T]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         self._is_opening = True
         return self._begin()
 
-    def _begin(self) -> Iterator[_T]:
+    def _begin(self) -> Iterator[dict[str, Any]]:
         self._is_opening = False
         yield from self._iterate()
 
-    def _iterate(self) -> Iterator[_T]:
+    def _iterate(self) -> Iterator[dict[str, Any]]:
         raise NotImplementedError
 
     def _refuse(self) -> NoReturn:
@@ -232,7 +231,7 @@ class Stream(Generic[_T]):
         )
 
 
-class _Results(list[_T]):
+class _Results(list[dict[str, Any]]):
     """
     A result that was loaded completely; using it sends nothing.
 
@@ -248,7 +247,7 @@ class _Results(list[_T]):
         self.is_complete = True
         self._received = 0
 
-    def first(self) -> _T | None:
+    def first(self) -> dict[str, Any] | None:
         """Return the first match, or ``None``."""
         return self[0] if self else None
 
@@ -258,7 +257,7 @@ class _Results(list[_T]):
         *,
         limit: int | None,
         what: str,
-        read: Callable[[_P], Iterable[_T]],
+        read: Callable[[_P], Iterable[dict[str, Any]]],
     ) -> None:
         """
         Load *pages* until there are no more, or *limit* is reached.
@@ -295,7 +294,7 @@ class _Results(list[_T]):
         del self[most:]
 
 
-class History(_Results[dict[str, Any]]):
+class History(_Results):
     """
     Versions, newest first.
 
@@ -412,7 +411,7 @@ class Seen:
             yield resource
 
 
-class SearchResult(_Results[_T]):
+class SearchResult(_Results):
     """
     The matching resources: a list, complete when ``search()`` returns it.
 
@@ -444,18 +443,18 @@ class SearchResult(_Results[_T]):
             self.outcomes.append({"resourceType": "OperationOutcome", "issue": [issue]})
             self.is_complete = False
 
-    def _read(self, stream: SearchStream[_T]) -> Callable[[SearchPage], Iterable[_T]]:
+    def _build_reader(self) -> Callable[[SearchPage], Iterable[dict[str, Any]]]:
         matches, inclusions = Seen(), Seen()
 
-        def read(page: SearchPage) -> Iterable[_T]:
+        def read(page: SearchPage) -> Iterable[dict[str, Any]]:
             self.included += inclusions.keep_new(page.included)
             self.outcomes += page.outcomes
-            return map(stream.convert, matches.keep_new(page.resources))
+            return matches.keep_new(page.resources)
 
         return read
 
 
-class SearchStream(Stream[_T]):
+class SearchStream(Stream):
     """
     Matching resources, with one page in memory at a time.
 
@@ -465,8 +464,8 @@ class SearchStream(Stream[_T]):
     Raises:
         BearerBoundaryError: a ``next`` link leads outside the boundary.
         FHIRStatusError: the server refused a page.
-        MalformedFHIRResponseError: not a searchset, endless pages or the wrong model;
-            after the last match, if the server left out others (see ``is_complete`` of
+        MalformedFHIRResponseError: not a searchset, or endless pages; after the last
+            match, if the server left out others (see ``is_complete`` of
             :class:`SearchResult`).
     """
 
@@ -477,24 +476,15 @@ class SearchStream(Stream[_T]):
         url: str,
         resource_type: str,
         what: str = "",
-        convert: Callable[[dict[str, Any]], _T] | None = None,
     ) -> None:
-        """
-        *fetch* gets a page by its absolute URL, within the boundary; *convert* converts
-        a resource to the yielded value.
-        """
+        """*fetch* gets a page by its absolute URL, within the boundary."""
         self._fetch = fetch
         self._url = url
         self._what = what or f"search of {resource_type}"
-        self._convert = convert
         self.resource_type = resource_type
 
     def __repr__(self) -> str:
         return f"<SearchStream: {self.resource_type}>"
-
-    def convert(self, resource: dict[str, Any]) -> _T:
-        """Convert a resource to the yielded value."""
-        return self._convert(resource) if self._convert else cast("_T", resource)
 
     def pages(self) -> Iterator[SearchPage]:
         """
@@ -519,11 +509,11 @@ class SearchStream(Stream[_T]):
                 f"the {self._what} is incomplete", issues=issues
             )
 
-    def load(self, limit: int | None = None) -> SearchResult[_T]:
+    def load(self, limit: int | None = None) -> SearchResult:
         """Load everything, like ``FHIRClient.search``."""
-        result: SearchResult[_T] = SearchResult(self.resource_type)
+        result = SearchResult(self.resource_type)
         pages = iter_pages(self._fetch_page, self._url, what=self._what, **_WHOLE)
-        result._load(pages, limit=limit, what=self._what, read=result._read(self))
+        result._load(pages, limit=limit, what=self._what, read=result._build_reader())
         # Everything of a record has no total that all servers agree on.
         if self.resource_type and not _NO_TOTAL.search(self._url):
             result._compare_total()
@@ -536,9 +526,9 @@ class SearchStream(Stream[_T]):
             yield list(seen.keep_new(page.resources))
             del page
 
-    def _iterate(self) -> Iterator[_T]:
+    def _iterate(self) -> Iterator[dict[str, Any]]:
         for resources in self.iterate_new():
-            yield from map(self.convert, resources)
+            yield from resources
             del resources
 
     def _fetch_page(self, url: str) -> SearchPage:

@@ -10,7 +10,7 @@ from django_smart.fhir.messages import validate_id
 from django_smart.fhir.paging import SearchResult, SearchStream
 from django_smart.fhir.parameters import SearchParams, build_search_query
 from django_smart.fhir.perform import Performer
-from django_smart.fhir.requests import parse_query
+from django_smart.fhir.requests import parse_query, write_query
 from django_smart.fhir.searching import iterate
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
@@ -48,7 +48,7 @@ class PatientRecord:
         *,
         limit: int | None = None,
         **keywords: Any,
-    ) -> SearchResult[dict[str, Any]]:
+    ) -> SearchResult:
         """
         Search in this record: ``record.search("Observation", code="4548-4")``.
 
@@ -72,10 +72,8 @@ class PatientRecord:
         compartment: str = "",
         by_post: bool = False,
         **keywords: Any,
-    ) -> SearchStream[dict[str, Any]]:
+    ) -> SearchStream:
         """Like :meth:`search`, one page at a time; see ``FHIRClient.iterate``."""
-        is_typed = isinstance(keywords.get("model"), type)
-        model = {"model": keywords.pop("model")} if is_typed else {}
         find_patient_parameter(resource_type)
         pairs = parse_query(build_search_query(params, keywords))
         base_url = self._client.base_url
@@ -84,16 +82,13 @@ class PatientRecord:
         return iterate(
             self._client,
             resource_type,
-            pairs,
-            model,
+            write_query(pairs),
             prefer=prefer,
             compartment=compartment,
             by_post=by_post,
         )
 
-    def everything(
-        self, /, *, limit: int | None = None, **params: Any
-    ) -> SearchResult[dict[str, Any]]:
+    def everything(self, /, *, limit: int | None = None, **params: Any) -> SearchResult:
         """
         Load the whole record, ``Patient/$everything``, from all pages.
 
@@ -108,7 +103,7 @@ class PatientRecord:
         """
         return self.iterate_everything(**params).load(limit)
 
-    def iterate_everything(self, /, **params: Any) -> SearchStream[dict[str, Any]]:
+    def iterate_everything(self, /, **params: Any) -> SearchStream:
         """Like :meth:`everything`, one page at a time."""
         interaction = build_operation(
             "everything", "Patient", self.id, query=build_search_query(None, params)

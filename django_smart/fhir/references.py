@@ -16,7 +16,7 @@ from django_smart.exceptions import (
 from django_smart.fhir.interactions import build_read
 from django_smart.fhir.messages import parse_place
 from django_smart.fhir.names import iter_mappings
-from django_smart.fhir.parameters import AnyOf
+from django_smart.fhir.parameters import AnyOf, build_search_query
 from django_smart.fhir.perform import Performer
 from django_smart.fhir.searching import iterate
 
@@ -115,10 +115,10 @@ def _find_by_id(
     client: Performer, resource_type: str, ids: list[str]
 ) -> list[dict[str, Any]]:
     """Search for resources; without a result where they may only be read."""
-    query = {"_id": AnyOf(*ids), "_count": len(ids)}
+    query = build_search_query({"_id": AnyOf(*ids), "_count": len(ids)}, {})
     try:
         # With a limit, because a server may ignore _id.
-        return iterate(client, resource_type, query, {}).load(len(ids))
+        return iterate(client, resource_type, query).load(len(ids))
     except FHIRStatusError as error:
         if error.status_code not in _NOT_SEARCHABLE:
             raise

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django_smart.exceptions import FHIRRequestError
-from django_smart.fhir.capabilities import convert
 from django_smart.fhir.interactions import Interaction, as_posted, build_search
 from django_smart.fhir.messages import (
     process_bundle_response,
@@ -15,7 +13,6 @@ from django_smart.fhir.messages import (
     validate_bundle,
 )
 from django_smart.fhir.paging import Page, SearchStream, iter_pages
-from django_smart.fhir.parameters import SearchParams, build_search_query
 from django_smart.fhir.perform import Performer
 from django_smart.protocol.messages import HTTPResponse
 
@@ -28,18 +25,13 @@ _LONGEST_URL = 2000
 def iterate(
     client: Performer,
     resource_type: str,
-    params: SearchParams | None,
-    keywords: dict[str, Any],
+    query: str,
     *,
     prefer: str = "",
     compartment: str = "",
     by_post: bool = False,
-) -> SearchStream[Any]:
-    """Build the stream of :meth:`FHIRClient.iterate`; a model is among *keywords*."""
-    to_model: Callable[[dict[str, Any]], Any] | None = None
-    if isinstance(keywords.get("model"), type):
-        to_model = partial(convert, client, model=keywords.pop("model"))
-    query = build_search_query(params, keywords)
+) -> SearchStream:
+    """Build the stream of :meth:`FHIRClient.iterate`; *query* is encoded."""
     interaction = build_search(
         resource_type, query, prefer=prefer, compartment=compartment
     )
@@ -51,7 +43,7 @@ def iterate(
             return client.perform(as_posted(interaction))
         return client.perform(interaction, url=page_url)
 
-    return SearchStream(fetch, url=url, resource_type=resource_type, convert=to_model)
+    return SearchStream(fetch, url=url, resource_type=resource_type)
 
 
 def iterate_pages(

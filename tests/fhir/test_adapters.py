@@ -73,15 +73,6 @@ def test_fhirclient_reads_and_searches_across_a_refresh(fhir, ehr):
     assert ehr.requests_to("elsewhere") == []
 
 
-def test_models_of_fhir_resources(fhir):
-    from fhir.resources.R4B.observation import Observation
-    from fhir.resources.R4B.patient import Patient
-
-    assert fhir.read("Patient", PATIENT, model=Patient).birthDate is not None
-    first = fhir.search("Observation", patient=PATIENT, model=Observation).first()
-    assert isinstance(first, Observation)
-
-
 @pytest.mark.parametrize(
     ("status", "error"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import io
-import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ import pytest
 from django_smart.exceptions import (
     FHIRNotFoundError,
     FHIRRequestError,
-    ServerTimeoutError,
 )
 from django_smart.fhir import AsyncFHIRClient, FHIRClient
 from tests.fhir.servers import BASE, Grant, bundle, respond
@@ -202,10 +200,11 @@ def test_synchronous_call_is_allowed_as_django_allows_it(grant, monkeypatch):
     assert asyncio.run(main()) == PATIENT
 
 
-# Not for async code: libraries' clients, and what the methods are made of.
+# Not for async code: libraries' clients, exports, and what the methods are made of.
 SYNCHRONOUS = {
     *("as_fhirclient", "as_fhirpy", "session", "stream", "stream_anonymous"),
     *("build_url", "check_scope", "is_within_boundary", "perform", "perform_read"),
+    *("export", "resume_export"),
     *("send_anonymous", "send_authorized"),
 }
 
@@ -258,90 +257,11 @@ def test_batch_is_sent_by_awaiting(grant, afhir, kind):
     assert (first.get(), second.status_code) == (PATIENT, 204)
 
 
-def test_operation_and_models(grant, afhir):
+def test_operation_is_awaited(grant, afhir):
     grant.server.on("Patient/p-1/$match?x=1", respond(PATIENT))
-    grant.server.on("Observation", respond(bundle(observation(1))))
-
-    class Model:
-        def __init__(self, resource):
-            self.id = resource["id"]
-            self.thread = threading.get_ident()
 
     async def main():
         answer = await afhir.operation("match", "Patient", "p-1", x=1)
         assert answer == PATIENT
-        (found,) = await afhir.search("Observation", model=Model)
-        stream = afhir.iterate("Observation", model=Model)
-        (streamed,) = [each async for each in stream]
-        for each in (found, streamed):
-            assert each.id == "o-1"
-            assert each.thread != threading.get_ident()
-
-    asyncio.run(main())
-
-
-MANIFEST = {
-    "transactionTime": "2026-01-01T00:00:00Z",
-    "output": [{"type": "Patient", "url": f"{BASE}/file"}],
-    "error": [{"type": "OperationOutcome", "url": f"{BASE}/problems"}],
-    "deleted": [{"type": "Bundle", "url": f"{BASE}/deleted"}],
-}
-
-
-@pytest.fixture
-def exporting(grant: Grant, afhir: AsyncFHIRClient) -> AsyncFHIRClient:
-    outcome = {"resourceType": "OperationOutcome"}
-    accepted = respond(b"", 202, content_location=f"{BASE}/status")
-    grant.server.on(
-        "Patient/$export?_outputFormat=application%2Ffhir%2Bndjson", accepted
-    )
-    ready = respond(MANIFEST, media_type="application/json")
-    wait = respond(b"", 202, retry_after="0")
-    grant.server.on("status", wait, ready)
-    lines = [json.dumps({**PATIENT, "id": name}) for name in "ab"]
-    grant.server.on("file", respond("\n".join(lines).encode()))
-    grant.server.on("problems", respond(json.dumps(outcome).encode()))
-    request = {"method": "DELETE", "url": "Patient/c"}
-    deletion = {"resourceType": "Bundle", "entry": [{"request": request}]}
-    grant.server.on("deleted", respond(deletion))
-    return afhir
-
-
-def test_export_is_for_async_for(grant, exporting):
-    async def main():
-        export = await exporting.export("Patient")
-        assert [each["id"] async for each in export] == ["a", "b"]
-        (file,) = await export.files()
-        assert file.type == "Patient"
-        assert await export.transaction_time() == "2026-01-01T00:00:00Z"
-        assert await export.problems() == [{"resourceType": "OperationOutcome"}]
-        assert [each async for each in export.deleted()] == ["Patient/c"]
-        grant.server.on("status", respond(b"", 202))
-        await export.delete()
-
-    asyncio.run(main())
-    # No thread has slept.
-    assert grant.pauses == []
-
-
-def test_export_goes_on_where_it_was(grant, exporting):
-    async def main():
-        first = await exporting.export("Patient")
-        async for each in first:
-            assert each["id"] == "a"
-            break
-        second = await exporting.resume_export({**first.state, "line": 1})
-        assert [each["id"] async for each in second] == ["b"]
-
-    asyncio.run(main())
-
-
-def test_export_is_not_waited_for_without_end(grant, exporting):
-    grant.server.on("status", respond(b"", 202, retry_after="60"))
-
-    async def main():
-        export = await exporting.export("Patient")
-        with pytest.raises(ServerTimeoutError):
-            await export.wait(seconds=1)
 
     asyncio.run(main())

@@ -217,7 +217,7 @@ def test_what_describes_itself_tells_no_value():
     context = SMARTContext(request, key=CANARY)
     vars(context)["launch"] = Launch(context={"patient": CANARY}, key=CANARY)
     found = client.iterate("Patient", name=CANARY)
-    result: SearchResult[Any] = SearchResult("Patient")
+    result = SearchResult("Patient")
     result.append({"id": CANARY})
     history = History("history of Patient")
     history.append({"id": CANARY})

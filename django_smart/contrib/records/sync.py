@@ -260,10 +260,7 @@ class Sync:
             return self._ask(partial(client.perform, search, url=url))
 
         url = row.next_url or client.build_url(search.path)
-        stream: SearchStream[Resource] = SearchStream(
-            fetch, url=url, resource_type=kind
-        )
-        yield from stream.pages()
+        yield from SearchStream(fetch, url=url, resource_type=kind).pages()
 
     def _take_refusal(self, row: SyncedType, error: FHIRStatusError) -> None:
         """Ask differently, if the EHR refused how it was asked."""
