@@ -95,6 +95,7 @@ class Diagnosis:
         turn: who can do something about it.
         what: what happened, in general.
         why: why it matters; empty if that is plain.
+        fix: what to do, unless a finding says it more precisely; empty for an error.
         status: HTTP status of the page that reports an error; 0 if it is none.
         page: what that page says; ``None`` for an error that no user meets.
     """
@@ -105,6 +106,7 @@ class Diagnosis:
     turn: Turn
     what: str
     why: str
+    fix: str
     status: int
     page: Page | None
 
@@ -145,7 +147,7 @@ class Finding:
     @property
     def why(self) -> str:
         """Why it matters."""
-        return self.diagnosis.why
+        return _strip_markup(self.diagnosis.why)
 
     @property
     def turn(self) -> Turn:
@@ -168,20 +170,24 @@ _MEMBERS = ("code", "severity", "subject", "turn", "what", "why", "fix", "docs_u
 def build_finding(
     code: str,
     *,
-    what: str,
-    fix: str,
+    what: str = "",
+    fix: str = "",
     subject: str = "",
     severity: Severity | None = None,
 ) -> Finding:
-    """Return a finding of the diagnosis *code*."""
+    """Return a finding of the diagnosis *code*, whose own words are the default."""
     diagnosis = DIAGNOSES[code]
     return Finding(
         diagnosis=diagnosis,
         severity=severity or diagnosis.severity,
         subject=subject,
-        what=what,
-        fix=fix,
+        what=what or _strip_markup(diagnosis.what),
+        fix=fix or _strip_markup(diagnosis.fix),
     )
+
+
+def _strip_markup(text: str) -> str:
+    return text.replace("``", "")
 
 
 def _(text: str) -> str:
@@ -347,6 +353,7 @@ def _read_table() -> Iterator[Diagnosis]:
             turn=Turn(row["turn"]),
             what=row["what"],
             why=row["why"],
+            fix=row["fix"],
             status=int(row["status"] or 0),
             page=PAGES[row["page"]] if row["page"] else None,
         )

@@ -12,19 +12,15 @@ from typing import Any
 
 import pytest
 from django.apps import apps
-from django.contrib.auth import get_user_model
 from django.core.checks import run_checks
-from django.core.validators import MaxLengthValidator, validate_email
 from django.db import connections
 from django.db.models import Model
-from django.db.models.functions import Now
 from django.test.utils import override_script_prefix
 from django.urls import reverse_lazy
 
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.checks import check_deployment, check_settings, check_structure
-from django_smart.checks.settings import KNOWN_SETTINGS, REMOVED, RULES
-from django_smart.conf import conf
+from django_smart.conf import SETTINGS, conf
 from django_smart.diagnoses import DIAGNOSES, build_docs_url
 from django_smart.middleware import SMARTMiddleware
 from django_smart.models import FHIRServer, TokenGrant
@@ -214,8 +210,7 @@ def find(check: Any) -> list[str]:
 
 
 def test_every_setting_has_one_check():
-    assert sorted(RULES) == list(KNOWN_SETTINGS)
-    assert set(RIGHT) == set(WRONG) == set(KNOWN_SETTINGS)
+    assert set(RIGHT) == set(WRONG) == set(SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +232,10 @@ def test_wrong_value_is_named_with_its_fix(settings, name, value):
     setattr(settings, name, value)
     messages = [m for m in check_settings() if m.msg.startswith(f"{name} ")]
     assert ids(messages) == ["E001"]
-    assert messages[0].hint
+    assert "such a value" in str(messages[0].hint)
 
 
-@pytest.mark.parametrize("name", KNOWN_SETTINGS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_value_that_passes_its_check_can_be_read(settings, name):
     everything = [
         value
@@ -249,30 +244,27 @@ def test_value_that_passes_its_check_can_be_read(settings, name):
     ]
     for value in everything:
         setattr(settings, name, value)
-        find_fault, _fix = RULES[name]
-        if find_fault(value) == "":
+        if SETTINGS[name].accepts(value):
             getattr(conf, name)
 
 
 def test_settings_that_are_not_set_are_right(settings):
-    for name in KNOWN_SETTINGS:
+    for name in SETTINGS:
         if hasattr(settings, name):
             delattr(settings, name)
     assert check_settings() == []
-    for name in KNOWN_SETTINGS:
+    for name in SETTINGS:
         getattr(conf, name)
 
 
 def test_encryption_keys_are_not_quoted(settings):
     settings.SMART_ENCRYPTION_KEYS = [_KEY, "nearly-a-key-that-was-cut-off"]
     (message,) = check_settings()
-    assert "number 2" in message.msg
     assert "nearly" not in str(message)
 
 
 def test_unreadable_hosts_do_not_hide_the_other_faults(settings):
     settings.SMART_INSECURE_HTTP_HOSTS = None
-    settings.SMART_SITE_URL = "http://app.example.org"
     settings.SMART_LAUNCH_PREFIX = None
     names = [message.msg.split()[0] for message in check_settings()]
     assert names == ["SMART_INSECURE_HTTP_HOSTS", "SMART_LAUNCH_PREFIX"]
@@ -294,26 +286,16 @@ def test_misspelled_setting_is_named_with_the_nearest(settings):
     assert "SMART_SITE_URL" in str(messages[1].hint)
 
 
-@pytest.mark.parametrize("name", REMOVED)
-def test_removed_setting_is_refused_with_what_replaces_it(settings, name):
-    setattr(settings, name, 60)
-    (message,) = check_settings()
-    assert ids([message]) == ["E001"]
-    assert message.msg.startswith(f"{name} ")
-    assert REMOVED[name] in str(message.hint)
-
-
 def test_every_message_links_to_its_place_in_the_reference(settings):
     settings.SMART_SITE_URL = "http://app.example.org"
     settings.SMART_SITEURL = ""
     settings.MIDDLEWARE = []
-    settings.SESSION_COOKIE_SECURE = False
     messages = [
         *check_settings(),
         *check_structure(),
         *check_deployment(),
     ]
-    assert {"E001", "E020", "W021", "W031"} <= set(ids(messages))
+    assert {"E001", "E020", "W021", "W030"} <= set(ids(messages))
     for message in messages:
         assert str(message.hint).endswith(f" {build_docs_url(str(message.id))}")
 
@@ -378,42 +360,6 @@ def test_subclasses_do(settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("email", {"unique": True}),
-        ("email", {"unique": True, "db_default": ""}),
-        ("username", {"validators": [MaxLengthValidator(30)]}),
-        ("username", {"validators": [validate_email]}),
-    ],
-)
-def test_users_need_nothing_but_a_name(settings, monkeypatch, name, values):
-    field = get_user_model()._meta.get_field(name)
-    for attribute, value in values.items():
-        monkeypatch.setattr(field, attribute, value)
-    messages = check_structure()
-    assert ids(messages) == ["W069"]
-    assert name in messages[0].msg
-    settings.AUTHENTICATION_BACKENDS = ["tests.test_backends.SiteBackend"]
-    assert check_structure() == []
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"null": True},
-        {"default": object},
-        {"db_default": Now()},
-        {"generated": True},
-    ],
-)
-def test_unique_column_that_stays_unique_passes(monkeypatch, values):
-    field = get_user_model()._meta.get_field("email")
-    for attribute, value in {"unique": True, **values}.items():
-        monkeypatch.setattr(field, attribute, value)
-    assert check_structure() == []
-
-
-@pytest.mark.parametrize(
     ("missing", "expected"),
     [("django.contrib.auth", ["E022"]), ("django.contrib.sessions", ["E022"])],
 )
@@ -458,13 +404,6 @@ def test_urls_are_required(settings):
     assert find(check_structure) == ["E024"]
 
 
-def test_sign_in_page_has_to_have_a_url(settings):
-    settings.LOGIN_URL = "nowhere"
-    assert find(check_structure) == ["E064"]
-    settings.LOGIN_URL = "admin:login"
-    assert check_structure() == []
-
-
 @pytest.mark.parametrize(
     ("vendor", "time_zone", "expected"),
     [
@@ -484,7 +423,6 @@ def test_times_that_a_database_reads_from_its_clock_are_in_its_time_zone(
     monkeypatch.setitem(database.settings_dict, "TIME_ZONE", time_zone)
     messages = check_structure()
     assert ids(messages) == expected
-    assert all("'default'" in str(each.hint) for each in messages)
 
 
 class ReadsFromReplica:
@@ -500,7 +438,6 @@ def test_models_are_read_where_they_are_written(settings):
     settings.DATABASE_ROUTERS = [ReadsFromReplica()]
     (message,) = check_structure()
     assert message.id == "django_smart.W066"
-    assert "'replica'" in message.msg
     settings.DATABASE_ROUTERS[0].apps = ("auth",)
     assert check_structure() == []
 
@@ -664,13 +601,6 @@ def test_site_url_has_to_be_set(deployed):
     assert find(check_deployment) == ["W030"]
 
 
-def test_csrf_cookie_has_to_be_secure_if_there_is_one(deployed):
-    deployed.CSRF_COOKIE_SECURE = False
-    assert find(check_deployment) == ["W032"]
-    deployed.CSRF_USE_SESSIONS = True
-    assert check_deployment() == []
-
-
 @pytest.mark.parametrize("keys", [[], (), None])
 def test_encryption_keys_of_their_own_are_asked_for(deployed, keys):
     deployed.SMART_ENCRYPTION_KEYS = keys
@@ -706,18 +636,13 @@ def test_atomic_requests_with_sqlite_is_reported(deployed, monkeypatch):
     monkeypatch.setitem(database, "ENGINE", "django.db.backends.postgresql")
     assert check_deployment() == []
     monkeypatch.setitem(database, "ENGINE", "django.db.backends.sqlite3")
-    messages = check_deployment()
-    assert ids(messages) == ["W036"]
-    assert "'default'" in messages[0].msg
+    assert find(check_deployment) == ["W036"]
 
 
 @pytest.mark.parametrize(
     ("database", "expected"),
     [
-        ({"PORT": "5432"}, []),
-        ({"PORT": 6432}, ["I062"]),
-        ({"PORT": "6432", "DISABLE_SERVER_SIDE_CURSORS": False}, ["I062"]),
-        ({"PORT": "6432", "DISABLE_SERVER_SIDE_CURSORS": True}, ["W061"]),
+        ({"PORT": "6432", "DISABLE_SERVER_SIDE_CURSORS": False}, []),
         ({"DISABLE_SERVER_SIDE_CURSORS": True}, ["W061"]),
     ],
 )
@@ -730,12 +655,6 @@ def test_transaction_pooling_that_is_configured_is_reported(
 ):
     monkeypatch.setitem(deployed.DATABASES, "default", {"ENGINE": engine, **database})
     assert ids(check_deployment()) == expected
-
-
-def test_other_databases_are_not_taken_for_a_pooler(deployed, monkeypatch):
-    other = {"ENGINE": "django.db.backends.mysql", "PORT": "6432"}
-    monkeypatch.setitem(deployed.DATABASES, "default", other)
-    assert check_deployment() == []
 
 
 @pytest.mark.parametrize("value", ["HTTPS", "on", "1", ""])
@@ -774,7 +693,7 @@ def test_host_of_the_site_has_to_be_allowed(deployed, url, hosts, expected):
         ("/admin/login", []),
         ("admin:login", []),
         ("https://id.example.org/login", []),
-        ("nowhere", []),
+        ("nowhere", ["W065"]),
     ],
 )
 @pytest.mark.parametrize("root", ["/", "/app/"])
@@ -882,7 +801,6 @@ def test_redacting_filter_may_be_a_handler_s_own(deployed, monkeypatch):
         ("SESSION_COOKIE_PATH", "/portal/", "https://app.example.org"),
         ("SESSION_COOKIE_DOMAIN", "other.example.org", "https://app.example.org"),
         ("CSRF_COOKIE_DOMAIN", ".example.com", "https://app.example.org"),
-        ("CSRF_COOKIE_SECURE", True, "http://app.example.org"),
     ],
 )
 def test_cookie_that_browsers_do_not_send_is_reported(deployed, name, value, site):
@@ -908,9 +826,6 @@ _PROXY_HEADER = "SECURE_PROXY_SSL_HEADER"
     ("check", "name", "wrong", "expected"),
     [
         (check_deployment, "SMART_SITE_URL", "", "W030"),
-        (check_deployment, "SESSION_COOKIE_SECURE", False, "W031"),
-        (check_deployment, "CSRF_COOKIE_SECURE", False, "W032"),
-        (check_deployment, _PROXY_HEADER, None, "I035"),
         (check_deployment, _PROXY_HEADER, ("X-Forwarded-Proto", "https"), "W035"),
         (check_deployment, _PROXY_HEADER, ("HTTP_X_FORWARDED_PROTO", "on"), "W035"),
         (check_structure, "SESSION_COOKIE_SAMESITE", "Strict", "W022"),

@@ -14,8 +14,7 @@ from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand
 
 from django_smart.checks import check_settings
-from django_smart.checks.settings import KNOWN_SETTINGS
-from django_smart.conf import conf
+from django_smart.conf import SETTINGS, conf
 
 _REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 _APPS = {
@@ -48,10 +47,10 @@ def _command_sections() -> dict[str, str]:
 
 
 def test_every_setting_has_an_entry():
-    assert sorted(_setting_entries()) == list(KNOWN_SETTINGS)
+    assert sorted(_setting_entries()) == sorted(SETTINGS)
 
 
-@pytest.mark.parametrize("name", KNOWN_SETTINGS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_default_of_a_setting_is_the_one_in_force(settings, name):
     match = re.search(r":Default: ``(.+?)``", _setting_entries()[name])
     assert match is not None
@@ -63,7 +62,7 @@ def test_default_of_a_setting_is_the_one_in_force(settings, name):
     assert getattr(conf, name) == in_force
 
 
-@pytest.mark.parametrize("name", KNOWN_SETTINGS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_example_of_a_setting_passes_its_check(settings, monkeypatch, name):
     match = re.search(r":Example: ``(.+?)``", _setting_entries()[name])
     assert match is not None

@@ -49,7 +49,7 @@ def list_codes(section: str, content: str) -> Iterator[str]:
     more = dict(zip(parts[1::2], parts[2::2], strict=True))
     found = [each for each in DIAGNOSES.values() if each.section == section]
     for each in found:
-        words = f"{each.what} {each.why} {more.pop(each.code, '')}".split()
+        words = f"{each.what} {each.why} {each.fix} {more.pop(each.code, '')}".split()
         yield from (_get_head(each), f"    {' '.join(words)}", "")
     if more:
         raise ValueError(f"no codes of {section}: {', '.join(more)}")

@@ -19,7 +19,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.text import capfirst
 
-from ...checks.structure import find_classes, load_class
+from ...checks.structure import find_classes
 from ...conf import conf
 from ...diagnoses import Finding, Severity, build_finding
 from ...exceptions import (
@@ -233,9 +233,8 @@ def _find_missing_landing_page(registration: ClientRegistration) -> Iterator[Fin
 
 
 def _find_missing_openid(registration: ClientRegistration) -> Iterator[Finding]:
-    loaded = [load_class(path) for path in settings.MIDDLEWARE]
     scopes = (registration.ehr_scope, registration.standalone_scope)
-    if find_classes(loaded, LoginRequiredMiddleware) and any(
+    if find_classes(settings.MIDDLEWARE, LoginRequiredMiddleware) and any(
         scope and "openid" not in scope.split() for scope in scopes
     ):
         yield build_finding(

@@ -224,9 +224,8 @@ def encryption_keys_derived(world: World) -> None:
 
 
 def debug_on(world: World) -> None:
-    """DEBUG is on in production, and the session cookie is not secure."""
+    """DEBUG is on in production."""
     world.settings.DEBUG = True
-    world.settings.SESSION_COOKIE_SECURE = False
 
 
 def encryption_key_lost(world: World) -> None:
@@ -457,7 +456,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     ),
     (nobody_works, ["beat_missing"], "Start “celery beat” and a worker"),
     (encryption_keys_derived, ["django_smart.W033"], "Set SMART_ENCRYPTION_KEYS"),
-    (debug_on, ["django_smart.E072", "django_smart.W031"], "Set DEBUG = False"),
+    (debug_on, ["django_smart.E072"], "Set DEBUG = False"),
     (encryption_key_lost, ["secret_unreadable"], "back to SMART_ENCRYPTION_KEYS"),
     (server_down, ["server_unreachable"], "firewall"),
     (server_failing, ["server_failing"], "Try again later"),
@@ -502,8 +501,8 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     ),
     (login_page_missing, ["django_smart.W065"], "Set LOGIN_URL"),
     (broker_down, ["broker_unusable"], "Start the broker"),
-    (lifetime_is_text, ["django_smart.E001"], "Set seconds"),
-    (keys_are_one_string, ["django_smart.E001", "not_examined"], "list"),
+    (lifetime_is_text, ["django_smart.E001"], "such a value"),
+    (keys_are_one_string, ["django_smart.E001", "not_examined"], "such a value"),
     (time_zones_off, ["django_smart.E025"], "USE_TZ = True"),
     (grants_of_another_deployment, ["deployment_not_adopted"], "--adopt"),
     (refreshes_stopped, ["refresh_stopped"], "--resume"),
