@@ -19,7 +19,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent.parent / "django_smart"
 SEARCH = PACKAGE / "testing" / "simulator" / "search_parameters.tsv"
-COMPARTMENT = PACKAGE / "fhir" / "compartment.tsv"
+COMPARTMENT = PACKAGE / "protocol" / "compartment.tsv"
 PLAIN = PACKAGE / "fhir" / "search.tsv"
 
 # A simple path, after the type; what an element must be, and filters, are read apart.

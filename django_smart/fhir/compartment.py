@@ -15,12 +15,16 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Any, NoReturn
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.messages import validate_resource_type
-from django_smart.protocol.scopes import ResourceScope, ScopeSet, required_letter
+from django_smart.protocol.scopes import (
+    ResourceScope,
+    ScopeSet,
+    read_compartment_table,
+    required_letter,
+)
 
 __all__ = [
     "ABOUT_OTHERS",
@@ -74,13 +78,8 @@ _UNKNOWN = Compartment(parameter="patient", subjects=("patient", "subject"))
 @cache
 def _read_table() -> dict[str, Compartment]:
     table = {}
-    text = files(__package__).joinpath("compartment.tsv").read_text("utf-8")
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            name, parameter, subjects = line.split("\t")
-            table[name] = Compartment(
-                parameter=parameter, subjects=tuple(subjects.split())
-            )
+    for name, parameter, subjects in read_compartment_table():
+        table[name] = Compartment(parameter=parameter, subjects=tuple(subjects.split()))
     return table
 
 

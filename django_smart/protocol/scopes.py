@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from difflib import get_close_matches
+from functools import cache, lru_cache
+from importlib.resources import files
 from urllib.parse import unquote
 
 from django_smart.exceptions import ScopeSyntaxError
@@ -19,6 +21,7 @@ __all__ = [
     "is_for_service",
     "parse_scope",
     "parse_stored_scopes",
+    "read_compartment_table",
     "required_letter",
 ]
 
@@ -159,6 +162,19 @@ class OtherScope:
 Scope = ResourceScope | LaunchScope | OtherScope
 
 
+@cache
+def read_compartment_table() -> tuple[list[str], ...]:
+    """Return the rows of ``compartment.tsv``, which begin with the types of R4."""
+    text = files(__package__).joinpath("compartment.tsv").read_text("utf-8")
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    return tuple(line.split("\t") for line in lines)
+
+
+@cache
+def _list_types() -> frozenset[str]:
+    return frozenset({"*", *(name for name, *_ in read_compartment_table())})
+
+
 def is_for_service(scope: Scope) -> bool:
     """Return whether a backend service can use *scope* (BACK-04, SCOPE-17)."""
     if isinstance(scope, ResourceScope):
@@ -205,11 +221,12 @@ def parse_scope(text: str, *, strict: bool) -> Scope:
 
     Args:
         text: without whitespace.
-        strict: raise for a scope outside the grammar instead of returning it as an
-            opaque ``OtherScope``.
+        strict: raise for a scope outside the grammar, or for a type that R4 does not
+            have, instead of returning it, if need be as an opaque ``OtherScope``.
 
     Raises:
-        ScopeSyntaxError: *strict*, and *text* does not follow the grammar.
+        ScopeSyntaxError: *strict*, and *text* does not follow the grammar, or has an
+            unknown type.
 
     Spec: SMART App Launch 2.2, "Scopes and Launch Context".
     """
@@ -226,18 +243,28 @@ def parse_scope(text: str, *, strict: bool) -> Scope:
             f"a name that starts with two underscores.{_suggest(text)}",
             scope=text,
         )
+    if strict and isinstance(scope, ResourceScope) and scope.type not in _list_types():
+        raise ScopeSyntaxError(
+            f"{text!r} is about {scope.type}, which FHIR R4 does not have."
+            f"{_suggest(text)}",
+            scope=text,
+        )
     return scope or OtherScope(text=text, name=name)
 
 
 def _suggest(text: str) -> str:
-    """Suggest spaces, or the same scope with its letters in order, if it is one."""
+    """Suggest spaces, or the nearest type and the letters in order."""
     if re.search("[,;]", text):
         return " Separate scopes by spaces."
-    head, _, letters = text.rpartition(".")
-    ordered = "".join(each for each in "cruds" if each in letters)
-    candidate = f"{head}.{ordered}"
-    is_scope = set(letters) == set(ordered) and _RESOURCE.fullmatch(candidate)
-    return f" Did you mean {candidate}?" if is_scope else ""
+    name, mark, query = text.partition("?")
+    head, _, letters = name.rpartition(".")
+    level, _, kind = head.partition("/")
+    near = get_close_matches(kind, _list_types(), n=1)
+    ordered = "".join(each for each in _LETTERS if each in letters)
+    if letters in _V1_LETTERS or set(letters) != set(ordered):
+        ordered = letters
+    candidate = f"{level}/{''.join(near)}.{ordered}{mark}{query}"
+    return f" Did you mean {candidate}?" if _RESOURCE.fullmatch(candidate) else ""
 
 
 def _parse_launch_scope(name: str, text: str, *, strict: bool) -> LaunchScope | None:
@@ -269,12 +296,13 @@ class ScopeSet:
         Parse a scope string; any whitespace separates scopes.
 
         Args:
-            strict: refuse scopes outside the grammar, for input of an operator.
+            strict: refuse scopes outside the grammar, and types that R4 does not have,
+                for input of an operator.
                 Otherwise, they are kept as ``OtherScope``, for scopes that a server
                 granted.
 
         Raises:
-            ScopeSyntaxError: *strict*, and a scope does not follow the grammar.
+            ScopeSyntaxError: *strict*, and a scope is refused.
 
         Spec: SMART App Launch 2.2, "Scopes and Launch Context".
         """

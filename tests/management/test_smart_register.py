@@ -396,6 +396,10 @@ def test_set_refuses_what_the_column_does_not_take(pair, message):
         ((*_EHR, *_SECRET, "--secret-env", "X"), "only one place"),
         ((*_SECRET, "--ehr-scope", "launch patient/patient.rs"), "--ehr-scope: "),
         ((*_SECRET, "--ehr-scope", "fhirUser"), "fhirUser requires openid"),
+        (
+            (*_SECRET, "--ehr-scope", "launch patient/MedicationRequests.rs"),
+            "--ehr-scope: .*Did you mean patient/MedicationRequest.rs",
+        ),
         ((*_SECRET, "--standalone-scope", "launch"), "--standalone-scope: "),
         (
             ("--system-scope", "system/*.rs", "--auth-method", "none", *_EHR),

@@ -97,13 +97,24 @@ def test_the_error_names_the_offending_scope():
         ("patient/Patient.sx", ""),
         ("Patient/Patient.sr", ""),
         ("nothing", ""),
+        ("patient/MedicationRequests.rs", "patient/MedicationRequest.rs"),
+        ("user/Medicationrequest.read", "user/MedicationRequest.read"),
+        ("patient/patient.rs?a=b.c", "patient/Patient.rs?a=b.c"),
+        ("system/Observations.sr", "system/Observation.rs"),
+        ("patient/Xyz.rs", ""),
     ],
 )
-def test_the_error_suggests_the_letters_in_order(scope, suggestion):
+def test_the_error_suggests_type_and_letters(scope, suggestion):
     with pytest.raises(ScopeSyntaxError) as caught:
         ScopeSet.parse(scope, strict=True)
     assert str(caught.value).partition("Did you mean ")[2] == (
         f"{suggestion}?" if suggestion else ""
+    )
+
+
+def test_granted_scope_for_a_type_of_another_version_is_kept():
+    assert ScopeSet.parse("patient/ActorDefinition.rs").covers(
+        "patient/ActorDefinition.r"
     )
 
 
