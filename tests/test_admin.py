@@ -295,6 +295,27 @@ def test_site_may_add_filters(rf, kind):
         assert page.lookup_allowed(f"{name}__exact", "x", request) == is_allowed
 
 
+@pytest.mark.parametrize("model", [Identity, Launch, TokenGrant])
+def test_user_is_shown_by_name_and_leads_to_the_account(admin_client, model):
+    user = User.objects.create_user(f"smart-{'a' * 26}", first_name="Dr. Helena")
+    user.last_name = "Brandvold"
+    user.save()
+    registration = make_registration(make_server())
+    row = {
+        Identity: lambda: make_identity(user),
+        Launch: lambda: make_launch(registration, user=user),
+        TokenGrant: lambda: make_grant(registration, user=user),
+    }[model]()
+    page = admin_client.get(url_of(model, "changelist"))
+    assert "Dr. Helena Brandvold" in page.text
+    assert user.username not in page.text
+    page = admin_client.get(url_of(model, "change", row.pk))
+    account = reverse("admin:auth_user_change", args=[user.pk])
+    assert f'<a href="{account}">Dr. Helena Brandvold</a>' in page.text
+    User.objects.filter(pk=user.pk).update(first_name="", last_name="")
+    assert user.username in admin_client.get(url_of(model, "changelist")).text
+
+
 def test_front_page_and_autocomplete_show_no_secret(admin_client, rows):
     autocomplete = (
         reverse("admin:autocomplete") + "?app_label=django_smart"

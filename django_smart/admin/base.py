@@ -17,7 +17,7 @@ from django.core.exceptions import FieldDoesNotExist, PermissionDenied
 from django.core.paginator import Paginator
 from django.db import models, router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.functional import Promise, cached_property
 from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -25,7 +25,8 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from ..diagnoses import DIAGNOSES
-from ..models import ClientRegistration, Launch, TokenGrant
+from ..launches.parked import get_own_name
+from ..models import ClientRegistration, Identity, Launch, TokenGrant
 
 __all__ = [
     "EMPTY",
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 EMPTY = "–"
 # Columns that pages show under another name.
-_SHOWN = frozenset({"id", "scope", "scope_asked", "scope_granted"})
+_SHOWN = frozenset({"id", "scope", "scope_asked", "scope_granted", "user"})
 # Of a list: a hundred pages.  A search or a filter finds what is beyond.
 _MOST_ROWS = 10_000
 
@@ -356,6 +357,24 @@ class ReadOnlyAdmin(BaseAdmin):
         names = list(super().get_search_fields(request))
         user_model: Any = get_user_model()
         return [*names, f"user__{user_model.USERNAME_FIELD}"]
+
+    @admin.display(description=_("user"), ordering="user")
+    def person(self, obj: Identity | Launch | TokenGrant) -> str:
+        """By name, since names of accounts that came from an EHR are generated."""
+        return get_own_name(obj.user) or str(obj.user or EMPTY)
+
+    @admin.display(description=_("user"))
+    def account(self, obj: Identity | Launch | TokenGrant) -> SafeString | str:
+        """The same, with a link to the account."""
+        if obj.user is None:
+            return EMPTY
+        opts = obj.user._meta
+        name = f"{opts.app_label}_{opts.model_name}_change"
+        try:
+            url = self.get_admin_url(name, obj.user.pk)
+        except NoReverseMatch:
+            return self.person(obj)
+        return format_html('<a href="{}">{}</a>', url, self.person(obj))
 
 
 class AuthorizationAdmin(ReadOnlyAdmin):

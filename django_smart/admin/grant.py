@@ -61,7 +61,7 @@ class TokenGrantAdmin(AuthorizationAdmin):
         "status",
         "last_error",
         "refresh_due_at",
-        "user",
+        "person",
         "is_offline",
     )
     list_display_links = ("id", "server")
@@ -87,7 +87,7 @@ class TokenGrantAdmin(AuthorizationAdmin):
             {
                 "fields": (
                     ("registration", "kind"),
-                    ("user", "identity"),
+                    ("account", "identity"),
                     ("patient_id", "encounter_id"),
                     ("status", "is_offline", "is_revocation_pending"),
                     ("created_at", "ended_at"),

@@ -22,14 +22,14 @@ class IdentityAdmin(ReadOnlyAdmin):
     Lists hold no ``fhir_user``: of a patient it is the patient's id.
     """
 
-    list_display = ("user", "issuer", "may_sign_in", "created_at", "last_seen_at")
-    list_display_links = ("user", "issuer")
+    list_display = ("person", "issuer", "may_sign_in", "created_at", "last_seen_at")
+    list_display_links = ("person", "issuer")
     list_select_related = ("user",)
     search_fields = ("issuer",)
     search_help_text = _("Issuer or user name")
     list_filter = ("may_sign_in", "is_connected", "created_at")
     fields = (
-        *("user", "server", "issuer", "subject", "fhir_user"),
+        *("account", "server", "issuer", "subject", "fhir_user"),
         *("may_sign_in", "is_connected"),
         *("created_at", "last_seen_at"),
     )

@@ -36,7 +36,7 @@ class LaunchAdmin(AuthorizationAdmin):
         "server",
         "status",
         "outcome",
-        "user",
+        "person",
         "kind",
     )
     # Without date_hierarchy: it reads the date of every row for each page.
@@ -58,7 +58,7 @@ class LaunchAdmin(AuthorizationAdmin):
                     ("kind", "intent"),
                     ("status", "question"),
                     "explained_outcome",
-                    ("user", "identity"),
+                    ("account", "identity"),
                     "grant",
                 )
             },
