@@ -279,7 +279,8 @@ def look_at_held_launch(
 
 
 def _find_launch(state: str) -> Launch:
-    launch = Launch.objects.find_with_state(state)
+    launches = Launch.objects.with_related().with_state(state)
+    launch = launches.select_related("registration__server__state").first()
     if launch is None:
         raise StateError(
             "No launch was started with the state of this callback.",

@@ -17,9 +17,8 @@ from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet, parse_stored_scopes
 from .grant import TokenGrant
 from .identity import Identity
-from .joined_row import JoinedRow
 from .registration import ClientRegistration
-from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH, STATE_COLUMNS
+from .server import MAX_URL_LENGTH
 
 __all__ = ["LEFT_FRAME", "Launch", "LaunchQuerySet"]
 
@@ -40,24 +39,6 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
     def with_related(self) -> LaunchQuerySet:
         """Join everything that a request needs, in one query."""
         return self.select_related("registration__server", "grant")
-
-    @staticmethod
-    def find_with_key(key: str) -> Launch | None:
-        """
-        Return the launch with this public key, with the columns that a page needs.
-
-        Other columns are loaded on access, as after ``only()``.
-        """
-        return _page_row.find("this.key_digest = %s", digest(key))
-
-    @staticmethod
-    def find_with_state(state: str) -> Launch | None:
-        """
-        Return the launch with this ``state``, with the columns that a callback needs.
-
-        Other columns are loaded on access.
-        """
-        return _callback_row.find("this.state_digest = %s", digest(state))
 
     def with_state(self, state: str) -> LaunchQuerySet:
         """Return the launch that was started with this ``state``, compared exactly."""
@@ -531,54 +512,3 @@ class Launch(models.Model):
         if now >= used_at + conf.SMART_LAUNCH_IDLE_LIFETIME:
             return "idle"
         return ""
-
-
-# What a page under a launch reads.
-_page_row = JoinedRow(
-    Launch,
-    {
-        "": (
-            *("id", "key", "kind", "status", "user_id", "browser_digest", "is_framed"),
-            *("context", "fhir_user", "completed_at", "last_used_at"),
-        ),
-        "registration": ("id", "unread_changes"),
-        "registration__server": (
-            *("id", "slug", "name", "base_url", "quirks"),
-            *("frame_origins", "request_headers"),
-        ),
-        "grant": (
-            *("id", "user_id", "access_token", "refresh_token", "scope"),
-            *("patient_id", "is_offline", "status", "received_at", "expires_at"),
-            *("last_used_at", "scope_asked", "scope_granted"),
-        ),
-    },
-)
-# What a callback reads that is not refused.
-_callback_row = JoinedRow(
-    Launch,
-    {
-        "": (
-            *("id", "key", "kind", "callback_id", "intent", "status", "user_id"),
-            *("nonce", "code_verifier", "start_digest", "browser_digest", "is_framed"),
-            "redirect_uri",
-            *("next_url", "scope_asked", "expires_at"),
-            *("may_sign_in", "context"),
-        ),
-        "registration": (
-            *("id", "is_active", "client_id", "landing_page"),
-            *("token_endpoint_auth_method", "signing_algorithm", "client_secret"),
-            *("client_secret_env", "client_secret_file", "manage_groups"),
-            *("create_users", "unread_changes", "user_switch"),
-        ),
-        "registration__server": (
-            *CONFIGURATION_COLUMNS,
-            *("slug", "name", "is_active", "login_group", "id_token_issuer"),
-            *("frame_origins", "request_headers"),
-        ),
-        "registration__server__state": (
-            *STATE_COLUMNS,
-            *("issuer", "jwks", "jwks_fetched_at", "jwks_max_age"),
-            "discovery_failed_at",
-        ),
-    },
-)

@@ -19,15 +19,7 @@ from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet, is_for_service
 from ..protocol.urls import normalize_base_url
 from .clock import DatabaseNow
-from .joined_row import JoinedRow
-from .server import (
-    CONFIGURATION_COLUMNS,
-    MAX_URL_LENGTH,
-    STATE_COLUMNS,
-    FHIRServer,
-    validate_by,
-    validate_url,
-)
+from .server import MAX_URL_LENGTH, FHIRServer, validate_by, validate_url
 
 __all__ = ["ClientRegistration", "ClientRegistrationQuerySet"]
 
@@ -70,8 +62,7 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         """Return registrations whose refreshes are stopped until they are resumed."""
         return self.filter(refresh_stopped_at__isnull=False)
 
-    @staticmethod
-    def find_ehr(iss: str, launch_slug: str = "") -> ClientRegistration | None:
+    def find_ehr(self, iss: str, launch_slug: str = "") -> ClientRegistration | None:
         """
         Return the registration for a launch from the server with the base URL *iss*.
 
@@ -81,17 +72,16 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         Raises:
             InsecureURLError: *iss* is not a base URL.
         """
-        where = (
-            f"{_IS_ACTIVE} AND this.ehr_scope <> '' AND the_server.base_url_digest = %s"
-        )
         at_server = digest(normalize_base_url(iss))
+        found = self.active().filter(server__base_url_digest=at_server)
+        found = found.exclude(ehr_scope="").select_related("server__state")
         if launch_slug:
-            where += " AND this.launch_slug = %s"
-            return _starting_row.find(where, at_server, launch_slug)
-        return _starting_row.find(f"{where} AND this.ehr_slot IS NOT NULL", at_server)
+            return found.filter(launch_slug=launch_slug).first()
+        return found.filter(ehr_slot__isnull=False).first()
 
-    @staticmethod
-    def find_standalone(slug: str, launch_slug: str = "") -> ClientRegistration | None:
+    def find_standalone(
+        self, slug: str, launch_slug: str = ""
+    ) -> ClientRegistration | None:
         """
         Return the registration for a launch from this site.
 
@@ -99,12 +89,11 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
             slug: of the server, for its default registration.
             launch_slug: of the registration itself, instead of *slug*.
         """
-        where = f"{_IS_ACTIVE} AND this.standalone_scope <> ''"
         if launch_slug:
-            where += " AND this.launch_slug = %s"
+            rows = self.startable().filter(launch_slug=launch_slug)
         else:
-            where += " AND this.standalone_slot IS NOT NULL AND the_server.slug = %s"
-        found = _starting_row.find(where, launch_slug or slug)
+            rows = self.standalone().filter(server__slug=slug)
+        found = rows.select_related("server__state").first()
         if found is None:
             return None
         # Not every database compares exactly.
@@ -764,23 +753,3 @@ class ClientRegistration(models.Model):
         if not self.client_secret:
             raise CredentialsError("The registration has no client secret.")
         return self.client_secret
-
-
-# As active().
-_IS_ACTIVE = "this.is_active AND the_server.is_active"
-# What a launch request reads that is not refused.
-_starting_row = JoinedRow(
-    ClientRegistration,
-    {
-        "": (
-            *("id", "client_id", "token_endpoint_auth_method", "signing_algorithm"),
-            *("redirect_uri", "callback_id", "launch_slug"),
-            *("ehr_scope", "standalone_scope"),
-        ),
-        "server": (
-            *CONFIGURATION_COLUMNS,
-            *("slug", "authorization_parameters", "frame_origins"),
-        ),
-        "server__state": STATE_COLUMNS,
-    },
-)

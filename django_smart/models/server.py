@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from .server_state import ServerState
 
 __all__ = [
-    "CONFIGURATION_COLUMNS",
     "MAX_URL_LENGTH",
-    "STATE_COLUMNS",
     "FHIRServer",
     "FHIRServerQuerySet",
     "validate_base_url",
@@ -46,24 +44,6 @@ __all__ = [
 
 MAX_URL_LENGTH = 1000
 """Characters of every URL that is stored, here and in the other models."""
-
-CONFIGURATION_COLUMNS = (
-    "id",
-    "base_url",
-    "overrides",
-    "quirks",
-)
-"""What is read of a server whose configuration is fresh, to use it, …"""
-
-STATE_COLUMNS = (
-    "server_id",
-    "client_configurations",
-    "configuration",
-    "configuration_fetched_at",
-    "configuration_max_age",
-    "moved",
-)
-"""… and of its state."""
 
 
 def validate_by(check: Callable[..., object], *args: Any, **kwargs: Any) -> None:

