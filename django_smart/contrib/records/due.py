@@ -53,7 +53,8 @@ def find_due_grants(sink: Sink, *, every: timedelta = EVERY) -> list[int]:
     Return the primary key of the newest grant of each record that is due.
 
     That is the record of each patient who connected it with offline access, unless it
-    was read into *sink* less than *every* ago, or a process is reading it.
+    was read into *sink* less than *every* ago, a process is reading it, or the EHR is
+    to be left alone.
     """
     runs = SyncRun.objects.filter(
         Q(finished_at__gt=timezone.now() - every) | Q(busy_until__gt=DatabaseNow()),
@@ -63,13 +64,18 @@ def find_due_grants(sink: Sink, *, every: timedelta = EVERY) -> list[int]:
         sink=sink.get_name(),
     )
     grants = (
-        TokenGrant.objects.usable()
-        .offline()
+        TokenGrant.objects.refreshable()
         .filter(kind=TokenGrant.Kind.STANDALONE, user__isnull=False)
         .exclude(patient_id="")
+        .exclude(registration__server__state__paused_until__gt=DatabaseNow())
         .exclude(Exists(runs))
         .order_by("pk")
-        .select_related("registration__server", "identity")
+        .select_related("registration", "identity")
+        .only(
+            *("kind", "user_id", "patient_id", "identity__fhir_user"),
+            *("registration__server_id", "registration__ehr_scope"),
+            "registration__standalone_scope",
+        )
     )
     # A clinician may choose a patient, too, and has connected nothing by that.
     newest = {

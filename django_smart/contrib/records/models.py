@@ -27,7 +27,7 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
 
     def free(self) -> Self:
         """Return runs that no process works on."""
-        return self.filter(Q(busy_until=None) | Q(busy_until__lte=DatabaseNow()))
+        return self.filter(Q(owner="") | Q(busy_until__lte=DatabaseNow()))
 
     def take(self, pk: int, owner: str) -> bool:
         """Return whether the run is the caller's now; one conditional UPDATE."""
@@ -38,6 +38,14 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
         """Return whether the run is still the caller's, and let it be so longer."""
         rows = self.filter(pk=pk, owner=owner)
         return rows.update(busy_until=DatabaseNow(_LEASE)) == 1
+
+    def release(self, run: SyncRun, owner: str, error: str, seconds: float) -> None:
+        """Let the run continue after *seconds*, or when a process asks for it."""
+        run.last_error = error
+        until = DatabaseNow(timedelta(seconds=seconds))
+        self.filter(pk=run.pk, owner=owner).update(
+            owner="", busy_until=until, last_error=error
+        )
 
     def find_latest(self, grant: TokenGrant) -> SyncRun | None:
         """Return the run of a grant's record; of several sinks, the one used last."""
@@ -69,6 +77,11 @@ class SyncRun(models.Model):
 
     It belongs to the user, the server and the patient, so a new grant of the same
     connection continues where the old one ended.
+
+    Attributes:
+        owner: the process that reads it; empty if none does.
+        busy_until: when another process may take it from *owner*; without one, when the
+            task may continue it.
     """
 
     key = DigestField(sources=("record_name",), unique=True)

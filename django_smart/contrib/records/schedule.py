@@ -13,10 +13,12 @@ from typing import Any
 
 __all__ = ["RECORDS_SCHEDULE"]
 
+TICK = 120.0  # seconds
+
 RECORDS_SCHEDULE: dict[str, dict[str, Any]] = {
     "django_smart.contrib.records.sync_due_records": {
         "task": "django_smart.contrib.records.tasks.sync_due_records",
-        "schedule": 120.0,
+        "schedule": TICK,
     },
 }
 """

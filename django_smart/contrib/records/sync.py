@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from django.db import router, transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from django_smart.clients import build_fhir_client
@@ -27,13 +27,14 @@ from django_smart.exceptions import (
     InsufficientScopeError,
     NoGrantError,
     RecordBusyError,
-    ServerTimeoutError,
+    ResponseTooLargeError,
     SMARTError,
 )
 from django_smart.fhir.compartment import Record, find_patient_parameter
 from django_smart.fhir.dates import parse_date
 from django_smart.fhir.interactions import build_search
 from django_smart.fhir.json import dump_json
+from django_smart.fhir.messages import raise_for_status
 from django_smart.fhir.paging import SearchPage, SearchStream
 from django_smart.fhir.parameters import build_search_query
 from django_smart.fhir.perform import find_missing_scope
@@ -62,12 +63,9 @@ logger = logging.getLogger(__name__)
 _FULL_EVERY = timedelta(days=7)
 # A search may list a change later than its time says.
 _OVERLAP = timedelta(minutes=5)
-# Seconds that a run waits for a busy EHR in all, and for one Retry-After.
-_MAX_WAIT = 300.0
-# If the EHR names no time, and at least: the budget has to end.
-_WAIT = 5.0
-_SHORTEST_WAIT = 0.5
-_LONGEST_WAIT = 60.0
+# Seconds that one request waits for a busy EHR; and each time at least, so that this
+# ends, or if the EHR does not say how long.
+_MAX_WAIT, _MIN_WAIT, _WAIT = 60.0, 0.5, 5.0
 _BUSY = frozenset({429, 503})
 _PAGE_SIZE = 100
 
@@ -77,11 +75,12 @@ _T = TypeVar("_T")
 
 
 class _PauseError(Exception):
-    """The run ends here, and continues later."""
+    """The run ends here, and continues after *seconds*, or when it is asked to."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, seconds: float = 0.0) -> None:
         super().__init__(code)
         self.code = code
+        self.seconds = seconds
 
 
 class Sync:
@@ -110,7 +109,7 @@ class Sync:
         self._sink = sink
         self._types = None if types is None else list(types)
         self._attachments = attachments
-        self._waited = 0.0
+        self._page_size = _PAGE_SIZE
         self._run = SyncRun.get_for(grant, sink.get_name())
         self._owner = str(uuid.uuid4())
 
@@ -118,15 +117,17 @@ class Sync:
         """Read until everything is read, or the EHR has to be left alone."""
         if not SyncRun.objects.take(self._run.pk, self._owner):
             raise RecordBusyError("Another process reads this record.")
-        error = ""
+        error, seconds = "", 0.0
         try:
             self._begin()
             self._read_all()
             self._finish()
-        except (_PauseError, SMARTError) as exc:
+        except _PauseError as exc:
+            error, seconds = exc.code, exc.seconds
+        except SMARTError as exc:
             error = exc.code
         finally:
-            self._release(error)
+            SyncRun.objects.release(self._run, self._owner, error, seconds)
         if error:
             logger.warning("Run %s waits (%s)", self._run.pk, error)
         else:
@@ -143,36 +144,41 @@ class Sync:
         # While the run is this process's: the next one may have written meanwhile.
         with self._storing():
             self._sink.truncate(run.position)
-        if run.is_finished or run.started_at is None:
-            now = timezone.now()
-            run.number += 1
-            run.is_full = run.full_at is None or run.full_at <= now - _FULL_EVERY
-            run.started_at, run.finished_at = now, None
-            statement: dict[str, Any] = {}
-            with suppress(FHIRError):
-                statement = self._ask(self._client.capabilities)
-            with self._storing():
-                self._plan(statement)
-                run.save()
+        if run.started_at is not None and not run.is_finished:
+            return
+        now = timezone.now()
+        run.number += 1
+        run.is_full = run.full_at is None or run.full_at <= now - _FULL_EVERY
+        run.started_at, run.finished_at = now, None
+        statement: dict[str, Any] = {}
+        with suppress(FHIRError):
+            statement = self._ask(self._client.capabilities)
+        with self._storing():
+            self._plan(statement)
+            run.save(update_fields=["number", "is_full", "started_at", "finished_at"])
 
     def _plan(self, statement: Mapping[str, Any]) -> None:
         """Make a row for each search, and let each begin anew."""
         rows = self._run.types
         rows.update(state=_State.WAITING, reason="", next_url="", foreign_count=0)
         searches = plan_searches(self._grant.scopes, statement, self._types)
-        known = set(rows.values_list("resource_type", "query"))
-        categories = {
-            (kind, query)
-            for kind, _query in searches
-            for query in get_categories(kind)
-            if (kind, query) in known
-        }
-        for kind, query in known - set(searches) - categories:
-            rows.filter(resource_type=kind, query=query).delete()
-        new = [pair for pair in searches if pair not in known]
+        kinds = {kind for kind, _query in searches}
+        missing = set(searches)
+        for row in rows.all():
+            kind, query = row.resource_type, row.query
+            is_category = kind in kinds and query in get_categories(kind)
+            if not is_category and (kind, query) not in missing:
+                row.delete()
+            missing.discard((kind, query))
+        self._add_searches(pair for pair in searches if pair in missing)
+
+    def _add_searches(self, searches: Iterable[tuple[str, str]]) -> None:
         SyncedType.objects.bulk_create(
-            SyncedType(run=self._run, resource_type=kind, query=query)
-            for kind, query in new
+            [
+                SyncedType(run=self._run, resource_type=kind, query=query)
+                for kind, query in searches
+            ],
+            ignore_conflicts=True,
         )
 
     def _finish(self) -> None:
@@ -180,70 +186,52 @@ class Sync:
         run.finished_at = timezone.now()
         if run.is_full:
             run.full_at = run.started_at
-        run.save(update_fields=["finished_at", "full_at"])
-
-    def _release(self, error: str) -> None:
-        self._run.last_error = error
-        SyncRun.objects.filter(pk=self._run.pk, owner=self._owner).update(
-            owner="", busy_until=None, last_error=error
-        )
+        with self._storing():
+            run.save(update_fields=["finished_at", "full_at"])
 
     def _read_all(self) -> None:
-        for row in self._iter_waiting():
-            self._read_type(row)
-        for reference in self._iter_unread():
-            self._read_referenced(reference)
-        if self._run.is_full:
-            for candidate in self._iter_vanished():
-                self._confirm_deletion(candidate)
-
-    def _iter_waiting(self) -> Iterator[SyncedType]:
+        waiting = self._run.types.filter(state=_State.WAITING).order_by("pk")
         # One after the other, since a refused search adds those by category.
-        while (
-            row := self._run.types.filter(state=_State.WAITING).order_by("pk").first()
-        ):
-            yield row
+        while row := waiting.first():
+            self._read_type(row)
+        unseen = self._run.resources.filter(seen__lt=self._run.number)
+        for resource in _iter_rows(unseen.filter(version="")):
+            self._read_referenced(resource)
+        if self._run.is_full:
+            complete = unseen.filter(resource_type__in=self._run.complete)
+            for resource in _iter_rows(complete.exclude(version="")):
+                self._read_unlisted(resource)
 
     # Searches
 
     def _read_type(self, row: SyncedType) -> None:
-        if row.resource_type == "Patient":
-            self._read_patient(row)
-            return
         try:
-            self._search(row)
-        except InsufficientScopeError as exc:
+            if row.resource_type == "Patient":
+                self._store(row, [self._read("Patient", self._grant.patient_id)])
+            else:
+                self._search(row)
+        except (InsufficientScopeError, FHIRForbiddenError) as exc:
             self._end_type(row, _State.REFUSED, exc.code)
-        except FHIRUnavailableError as exc:
-            self._end_type(row, _State.PARTIAL, exc.code)
+        except ResponseTooLargeError as exc:
+            self._ask_for_less(row, exc)
         except FHIRStatusError as exc:
-            self._take_refusal(row, exc)
+            if isinstance(exc, FHIRUnavailableError):
+                self._end_type(row, _State.PARTIAL, exc.code)
+            else:
+                self._ask_differently(row, exc)
         except FHIRError as exc:
             self._end_type(row, _State.PARTIAL, exc.code)
-
-    def _read_patient(self, row: SyncedType) -> None:
-        try:
-            patient = self._ask(
-                partial(self._client.read, "Patient", self._grant.patient_id)
-            )
-        except FHIRError as exc:
-            self._end_type(row, _State.REFUSED, exc.code)
-            return
-        row.state = _State.COMPLETE
-        self._store(row, [patient])
+        else:
+            self._end_type(row, _State.COMPLETE)
 
     def _search(self, row: SyncedType) -> None:
         if not row.next_url:
             row.started_at, row.newest = timezone.now(), ""
         for page in self._iter_pages(row):
             row.next_url = page.next_url or ""
-            if page.is_cut_off:
-                row.reason = "incomplete"
             self._store(row, page.resources)
             del page
         row.since = self._find_since(row) or row.since
-        row.next_url = ""
-        self._end_type(row, _State.PARTIAL if row.reason else _State.COMPLETE)
 
     def _iter_pages(self, row: SyncedType) -> Iterator[SearchPage]:
         client, kind = self._client, row.resource_type
@@ -253,21 +241,33 @@ class Sync:
             parameters.append((name, value))
         if row.since and not self._run.is_full:
             parameters.append(("_lastUpdated", f"ge{row.since}"))
-        parameters.append(("_count", str(_PAGE_SIZE)))
+        parameters.append(("_count", str(self._page_size)))
         search = build_search(kind, build_search_query(parameters, {}))
 
-        def fetch(url: str) -> HTTPResponse:
-            return self._ask(partial(client.perform, search, url=url))
+        def send(url: str) -> HTTPResponse:
+            response = client.perform(search, url=url)
+            if response.status_code >= 400:
+                raise_for_status(response, f"search of {kind}")
+            return response
 
-        url = row.next_url or client.build_url(search.path)
-        yield from SearchStream(fetch, url=url, resource_type=kind).pages()
+        return SearchStream(
+            lambda url: self._ask(partial(send, url)),
+            url=row.next_url or client.build_url(search.path),
+            resource_type=kind,
+        ).pages()
 
-    def _take_refusal(self, row: SyncedType, error: FHIRStatusError) -> None:
-        """Ask differently, if the EHR refused how it was asked."""
-        if isinstance(error, FHIRForbiddenError):
-            self._end_type(row, _State.REFUSED, error.code)
-        elif row.next_url:
-            # The link has run out: begin this search again.
+    def _ask_for_less(self, row: SyncedType, error: ResponseTooLargeError) -> None:
+        if self._page_size == 1:
+            self._end_type(row, _State.PARTIAL, error.code)
+            return
+        self._page_size //= 10
+        row.next_url = ""
+        row.save()
+
+    def _ask_differently(self, row: SyncedType, error: FHIRStatusError) -> None:
+        """Search again, if the EHR refused how it was asked."""
+        if row.next_url:
+            # The link has run out.
             row.next_url = ""
             row.save()
         elif row.since and not self._run.is_full:
@@ -277,19 +277,12 @@ class Sync:
         else:
             self._end_type(row, _State.REFUSED, error.code)
             if not row.query and not isinstance(error, FHIRNotFoundError):
-                self._search_by_category(row.resource_type)
-
-    def _search_by_category(self, resource_type: str) -> None:
-        queries = get_categories(resource_type)
-        rows = [
-            SyncedType(run=self._run, resource_type=resource_type, query=query)
-            for query in queries
-        ]
-        SyncedType.objects.bulk_create(rows, ignore_conflicts=True)
+                kind = row.resource_type
+                self._add_searches((kind, query) for query in get_categories(kind))
 
     def _end_type(self, row: SyncedType, state: str, reason: str = "") -> None:
-        row.state, row.reason = state, reason or row.reason
-        self._store(row, [])
+        row.state, row.reason, row.next_url = state, reason, ""
+        row.save()
 
     def _find_since(self, row: SyncedType) -> str:
         """
@@ -306,51 +299,36 @@ class Sync:
 
     # What others refer to, and what is gone
 
-    def _iter_unread(self) -> Iterator[SyncedResource]:
-        return self._iter_rows(Q(version=""), Q(seen__lt=self._run.number))
-
-    def _iter_vanished(self) -> Iterator[SyncedResource]:
-        """Yield resources that no search listed, of types that were read completely."""
-        states = self._run.states.items()
-        complete = [name for name, state in states if state == _State.COMPLETE]
-        return self._iter_rows(
-            ~Q(version=""), Q(resource_type__in=complete, seen__lt=self._run.number)
-        )
-
-    def _iter_rows(self, *conditions: Q) -> Iterator[SyncedResource]:
-        rows = self._run.resources.filter(*conditions).order_by("pk")
-        last = 0
-        # One after the other: reading one may note others that it refers to.
-        while row := rows.filter(pk__gt=last).first():
-            last = row.pk
-            yield row
-
     def _read_referenced(self, row: SyncedResource) -> None:
-        if find_missing_scope(self._grant.scopes, "read", row.resource_type):
-            self._mark_seen(row)
-            return
-        try:
-            self._store(None, [self._read(row)])
-        except FHIRError:
-            self._mark_seen(row)
+        kind = row.resource_type
+        if not find_missing_scope(self._grant.scopes, "read", kind):
+            with suppress(FHIRError, ResponseTooLargeError):
+                self._store(None, [self._read(kind, row.resource_id)])
+                return
+        self._mark_seen(row)
 
-    def _confirm_deletion(self, row: SyncedResource) -> None:
+    def _read_unlisted(self, row: SyncedResource) -> None:
         """
-        Read a resource that is no longer listed; deliver its end only if it is gone.
+        Read a resource that no search listed; deliver its end only if it is gone.
 
         The pages may have shifted, or its category may have vanished.
         """
         try:
-            self._store(None, [self._read(row)])
+            resource = self._read(row.resource_type, row.resource_id)
         except FHIRNotFoundError:
-            with self._storing():
-                self._sink.delete(row.resource_type, [row.resource_id])
-                row.delete()
-        except FHIRError:
+            self._delete(row)
+        except (FHIRError, ResponseTooLargeError):
             self._mark_seen(row)
+        else:
+            if self._is_of_patient(resource):
+                self._store(None, [resource])
+            else:
+                self._delete(row)
 
-    def _read(self, row: SyncedResource) -> Resource:
-        return self._ask(partial(self._client.read, row.resource_type, row.resource_id))
+    def _delete(self, row: SyncedResource) -> None:
+        with self._storing():
+            self._sink.delete(row.resource_type, [row.resource_id])
+            row.delete()
 
     def _mark_seen(self, row: SyncedResource) -> None:
         row.seen = self._run.number
@@ -358,23 +336,27 @@ class Sync:
 
     # Requests
 
+    def _read(self, resource_type: str, resource_id: str) -> Resource:
+        return self._ask(partial(self._client.read, resource_type, resource_id))
+
     def _ask(self, send: Callable[[], _T]) -> _T:
         """Send a request, after waiting if the EHR is busy, unless it is left alone."""
+        waited = 0.0
         while True:
             self._check_pause()
             try:
                 return send()
+            except FHIRUnauthorizedError as exc:
+                raise _PauseError(exc.code) from None
             except FHIRUnavailableError as exc:
                 if exc.status_code not in _BUSY:
                     raise
                 asked = _WAIT if exc.retry_after is None else exc.retry_after
-                wait = max(asked, _SHORTEST_WAIT)
-                if wait > _LONGEST_WAIT or self._waited + wait > _MAX_WAIT:
-                    raise _PauseError(exc.code) from None
-                self._waited += wait
+                wait = max(asked, _MIN_WAIT)
+                waited += wait
+                if waited > _MAX_WAIT:
+                    raise _PauseError(exc.code, wait) from None
                 time.sleep(wait)
-            except (FHIRUnauthorizedError, ServerTimeoutError) as exc:
-                raise _PauseError(exc.code) from None
 
     def _check_pause(self) -> None:
         server_id = self._run.server_id
@@ -476,6 +458,14 @@ class Sync:
             for key, (name, id_) in keys.items()
             if key not in known
         )
+
+
+def _iter_rows(rows: QuerySet[SyncedResource]) -> Iterator[SyncedResource]:
+    """Yield one after the other: what is done with one may add others."""
+    last = 0
+    while row := rows.filter(pk__gt=last).order_by("pk").first():
+        last = row.pk
+        yield row
 
 
 def _get_version(resource: Resource) -> str:

@@ -12,6 +12,7 @@ from django_smart.models import TokenGrant
 
 from . import sync_record
 from .due import EVERY, build_sink, find_due_grants, forget_ended_records
+from .schedule import TICK
 
 __all__ = ["sync_due_records", "sync_record_of_grant"]
 
@@ -32,7 +33,8 @@ def sync_due_records(hours: float = EVERY / timedelta(hours=1)) -> None:
     sink = build_sink()
     forget_ended_records(sink)
     for grant_id in find_due_grants(sink, every=timedelta(hours=hours)):
-        sync_record_of_grant.delay(grant_id)
+        # The next tick sends it again, so the queue does not grow.
+        sync_record_of_grant.apply_async((grant_id,), expires=TICK)
 
 
 # Safe to run twice: two runs of one record exclude each other. After a killed worker,

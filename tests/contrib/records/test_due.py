@@ -13,17 +13,27 @@ from django.contrib.auth.models import User
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
+from django.db.models import F
 from django.test import Client
 from django.utils import timezone
+from werkzeug.wrappers import Response
 
 from django_smart.contrib.records import sync_record
 from django_smart.contrib.records.due import build_sink, find_due_grants
 from django_smart.contrib.records.models import StoredResource, SyncedType, SyncRun
+from django_smart.contrib.records.schedule import RECORDS_SCHEDULE
 from django_smart.contrib.records.sinks import ModelSink, NDJSONSink
 from django_smart.contrib.records.tasks import sync_due_records
 from django_smart.grants.ending import disconnect_grant
-from django_smart.models import Identity, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    ServerState,
+    TokenGrant,
+)
 from django_smart.testing import EHRSimulator
+from tests.celery import Broker
 from tests.ehr import PATIENT, connect, launch, make_browser
 from tests.factories import make_registration
 
@@ -102,6 +112,59 @@ def test_record_in_work_is_not_due(grant: TokenGrant) -> None:
     make_due()
     assert SyncRun.objects.take(SyncRun.objects.get().pk, "another process")
     assert find_due_grants(ModelSink()) == []
+
+
+@pytest.mark.parametrize("lack", ["paused", "busy", "stopped", "inactive"])
+def test_record_at_a_server_that_is_left_alone_is_not_due(
+    grant: TokenGrant, lack: str
+) -> None:
+    later = timezone.now() + timedelta(minutes=5)
+    match lack:
+        case "paused":
+            FHIRServer.objects.update(paused=True)
+        case "busy":
+            ServerState.objects.update(paused_until=later)
+        case "stopped":
+            ClientRegistration.objects.update(refresh_stopped_at=timezone.now())
+        case "inactive":
+            ClientRegistration.objects.update(is_active=False)
+    assert find_due_grants(ModelSink()) == []
+
+
+@pytest.mark.parametrize(("minutes", "is_due"), [(59, False), (61, True)])
+def test_run_that_the_ehr_asked_to_wait_is_due_after_that(
+    ehr: EHRSimulator, grant: TokenGrant, minutes: int, is_due: bool
+) -> None:
+    be_busy(ehr)
+    sync_due_records()
+    assert SyncRun.objects.get().last_error == "fhir_unavailable"
+    earlier = F("busy_until") - timedelta(minutes=minutes)
+    SyncRun.objects.update(busy_until=earlier)
+    assert bool(find_due_grants(ModelSink())) is is_due
+
+
+def test_site_may_read_a_record_before_the_ehr_asked_for_it(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    be_busy(ehr)
+    sync_due_records()
+    ehr.interceptors.clear()
+    assert sync_record(grant, ModelSink()).is_complete
+
+
+def be_busy(ehr: EHRSimulator) -> None:
+    headers = {"Retry-After": "3600"}
+    busy = Response("{}", 429, headers, mimetype="application/fhir+json")
+    ehr.interceptors.append(lambda *_: busy)
+
+
+def test_message_is_discarded_when_the_next_tick_sends_it_again(
+    grant: TokenGrant, broker: Broker
+) -> None:
+    sync_due_records()
+    assert broker.messages == [("sync_record_of_grant", (grant.pk,))]
+    tick = RECORDS_SCHEDULE["django_smart.contrib.records.sync_due_records"]
+    assert broker.options[0]["expires"] == tick["schedule"]
 
 
 def test_copies_go_with_the_connection(grant: TokenGrant) -> None:

@@ -284,3 +284,100 @@ def test_odd_id_stops_no_other_resource(
     sink = MemorySink()
     sync_record(grant, sink)
     assert names - {name} <= set(sink.received)
+
+
+def test_resource_that_became_another_patients_is_deleted(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    # As one that trusts its apps; others refuse the read, so the copy stays.
+    ehr.checks -= {"compartment"}
+    sync_record(grant, MemorySink())
+    name = change_one(ehr, subject={"reference": "Patient/another"})
+    make_full_due()
+    sink = MemorySink()
+    sync_record(grant, sink)
+    assert (sink.received, sink.deleted) == ([], [name])
+
+
+def test_search_that_was_cut_off_is_repeated(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    names = names_at_the_ehr(ehr, "Observation")
+    change_one(ehr)
+
+    def cut_off(handler: Any, request: Any) -> Any:
+        response = handler(request)
+        if request.path.endswith("/Observation"):
+            bundle = load_json(response.get_data())
+            bundle["entry"].pop()
+            bundle["link"] = [{"relation": "next"}]
+            response.set_data(dump_json(bundle))
+        return response
+
+    ehr.interceptors.append(cut_off)
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert run.states["Observation"] == "partial"
+    assert not names <= set(sink.received)
+    ehr.interceptors.clear()
+    assert sync_record(grant, sink).is_complete
+    assert names <= set(sink.received)
+
+
+@pytest.mark.parametrize("kind", ["Patient", "Observation"])
+def test_type_that_failed_is_partial_and_read_the_next_time(
+    ehr: EHRSimulator, grant: TokenGrant, kind: str
+) -> None:
+    def fail(handler: Any, request: Any) -> Any:
+        if f"/{kind}" in request.path:
+            return Response("{}", 500, mimetype="application/fhir+json")
+        return handler(request)
+
+    ehr.interceptors.append(fail)
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert run.in_state("partial") == [kind]
+    ehr.interceptors.clear()
+    assert sync_record(grant, sink).is_complete
+    assert names_at_the_ehr(ehr, kind) <= set(sink.received)
+
+
+def test_pages_that_are_too_large_are_asked_for_in_parts(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    for resource in ehr.data["Observation"].values():
+        resource["note"] = [{"text": "x" * 2_000_000}]
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert run.is_complete, run.states
+    assert names_at_the_ehr(ehr) <= set(sink.received)
+
+
+def test_resource_that_is_too_large_stops_no_other_type(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    resource = ehr.data["Condition"][
+        min(names_at_the_ehr(ehr, "Condition")).partition("/")[2]
+    ]
+    resource["note"] = [{"text": "x" * 11_000_000}]
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert run.in_state("partial") == ["Condition"]
+    assert names_at_the_ehr(ehr, "Observation") <= set(sink.received)
+
+
+def test_request_is_repeated_while_the_ehr_is_busy(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    def be_busy(handler: Any, request: Any) -> Any:
+        if request.path.endswith("/Observation") and len(asked) < 2:
+            asked.append(request.path)
+            return Response(
+                "{}", 503, {"Retry-After": "0"}, mimetype="application/fhir+json"
+            )
+        return handler(request)
+
+    asked: list[str] = []
+    ehr.interceptors.append(be_busy)
+    assert sync_record(grant, MemorySink()).is_complete
+    assert len(asked) == 2
