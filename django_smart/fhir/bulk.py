@@ -28,7 +28,6 @@ from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     build_malformed_error,
-    get_issues,
     is_resource_type,
     parse_resource,
     process_delete_response,
@@ -38,7 +37,7 @@ from django_smart.fhir.messages import (
 )
 from django_smart.fhir.paging import Stream
 from django_smart.fhir.parameters import build_search_query
-from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.messages import HTTPRequest
 from django_smart.protocol.urls import is_same_origin
 from django_smart.transport import ResponseStream
 
@@ -68,9 +67,6 @@ _VALUE_TYPES = {
 _REFERENCE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
 # Lists of files with what went wrong; the second is that of STU 4.
 _PROBLEMS = ("error", "outcome")
-_IGNORED = re.compile(
-    r"\b(ignor\w*|unsupported|not support\w*|unknown)\b", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,10 +108,10 @@ def start_export(
         pairs.append(("_since", since))
     query = build_search_query(pairs, parameters)
     headers = {"Prefer": "respond-async"}
-    is_limited = "patient" in parameters
-    if is_limited:
+    if "patient" in parameters:
+        by_post = True
         headers["Prefer"] += ", handling=strict"
-    if by_post or is_limited:
+    if by_post:
         headers["Content-Type"] = FHIR_JSON
         body = json.dumps(_build_parameters(query)).encode()
         response = client.request("POST", path, headers=headers, body=body)
@@ -133,8 +129,7 @@ def start_export(
             f"Content-Location; the status was {response.status_code}",
             status_code=response.status_code,
         )
-    state: dict[str, Any] = {"status_url": status_url}
-    export = BulkExport(client, state | ({"is_limited": True} if is_limited else {}))
+    export = BulkExport(client, {"status_url": status_url})
     if not client.is_within_boundary(status_url):
         error = BearerBoundaryError(
             "the export has started, but its Content-Location is outside the "
@@ -177,8 +172,6 @@ class BulkExport(Stream):
             self._status_url = client.build_url(str(state["status_url"]))
             self._file = int(state.get("file", 0))
             self._line = int(state.get("line", 0))
-            # Whether it is only for the patients that its request named.
-            self._is_limited = bool(state.get("is_limited"))
         except (KeyError, TypeError, ValueError):
             raise FHIRRequestError("This is not the state of an export.") from None
         self._client = client
@@ -204,7 +197,6 @@ class BulkExport(Stream):
             "status_url": self._status_url,
             "file": self._file,
             "line": self._line,
-            **({"is_limited": True} if self._is_limited else {}),
         }
 
     def poll(self) -> float | None:
@@ -319,7 +311,8 @@ class BulkExport(Stream):
     @property
     def transaction_time(self) -> str:
         """The time of the data, a string; pass it as ``since`` to the next export."""
-        return str(self._get_manifests()[0]["transactionTime"])
+        self.wait()
+        return str(self._manifests[0]["transactionTime"])
 
     def delete(self) -> None:
         """
@@ -340,31 +333,18 @@ class BulkExport(Stream):
         if response.status_code not in {404, 410}:
             process_delete_response(response, what="deletion of an export")
 
-    def _get_manifests(self) -> list[dict[str, Any]]:
-        self.wait()
-        return self._manifests
-
     def _walk(self, *names: str) -> Iterator[ExportedFile]:
-        """
-        Yield the files of all manifests in order, once the export is ready.
-
-        Raises:
-            MalformedFHIRResponseError: they are not only about the named patients.
-        """
-        for manifest in self._get_manifests():
-            if self._is_limited and "output" in names:
-                self._check_limit(manifest)
-            yield from _get_files(manifest, *names)
-
-    def _check_limit(self, manifest: dict[str, Any]) -> None:
-        """Refuse files for which the server has ignored which patients were named."""
-        for file in _get_files(manifest, *_PROBLEMS):
-            for outcome in self._read(file):
-                issues = get_issues(outcome)
-                if any(map(_is_about_patients, issues)):
-                    raise MalformedFHIRResponseError(
-                        'the server ignored "patient" of the export', issues=issues
-                    )
+        """Yield the files of all manifests in order, once the export is ready."""
+        self.wait()
+        for manifest in self._manifests:
+            for item in (item for name in names for item in manifest[name]):
+                kind, count = item.get("type"), item.get("count")
+                yield ExportedFile(
+                    # It appears in the audit trail, where a server writes no text.
+                    type=kind if is_resource_type(kind) else "",
+                    url=item["url"],
+                    count=count if isinstance(count, int) else None,
+                )
 
     def _read(self, file: ExportedFile, *, skip: int = 0) -> Iterator[dict[str, Any]]:
         """Read a file; after a broken connection, continue at the same line."""
@@ -380,10 +360,6 @@ class BulkExport(Stream):
                             continue
                         yield _parse_line(line, file, number)
                         done += 1
-                    if _may_be_cut_off(stream.head, file, done):
-                        raise ServerUnreachableError(
-                            "a file of the export was truncated"
-                        )
                 return
             except (ServerTimeoutError, ServerUnreachableError):
                 tries = tries + 1 if done == before else 1
@@ -393,7 +369,7 @@ class BulkExport(Stream):
 
     def _open(self, file: ExportedFile) -> AbstractContextManager[ResponseStream]:
         headers = {"Accept": _NDJSON}
-        if self._get_manifests()[0].get("requiresAccessToken") is False:
+        if self._manifests[0].get("requiresAccessToken") is False:
             return self._client.stream_anonymous(file.url, headers=headers)
         return self._client.stream(
             "GET",
@@ -402,27 +378,6 @@ class BulkExport(Stream):
             interaction="export",
             resource_type=file.type,
         )
-
-
-def _get_files(manifest: dict[str, Any], *names: str) -> Iterator[ExportedFile]:
-    for item in (item for name in names for item in manifest[name]):
-        count = item.get("count")
-        kind = item.get("type")
-        yield ExportedFile(
-            # It appears in the audit trail, where a server writes no text.
-            type=kind if is_resource_type(kind) else "",
-            url=item["url"],
-            count=count if isinstance(count, int) else None,
-        )
-
-
-def _is_about_patients(issue: Mapping[str, Any]) -> bool:
-    """Whether an issue says that the parameter ``patient`` was ignored."""
-    details = issue.get("details")
-    text = details.get("text") if isinstance(details, Mapping) else ""
-    told = f"{text} {issue.get('diagnostics')} {issue.get('expression')}"
-    is_ignored = issue.get("code") == "not-supported" or _IGNORED.search(told)
-    return bool(is_ignored and re.search(r"\bpatient\b", told))
 
 
 def _load_manifest(body: bytes) -> dict[str, Any] | str:
@@ -484,14 +439,6 @@ def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
     whole = b"".join(rest).strip()
     if whole:
         yield whole
-
-
-def _may_be_cut_off(head: HTTPResponse, file: ExportedFile, lines: int) -> bool:
-    """Return whether lines are missing and the connection's end ended the file."""
-    encoding = head.headers.get("transfer-encoding", "").lower()
-    is_told = "content-length" in head.headers or "chunked" in encoding
-    # If the end is marked, fewer lines are the server's counting error.
-    return not is_told and file.count is not None and lines < file.count
 
 
 def _parse_line(line: bytes, file: ExportedFile, number: int) -> dict[str, Any]:

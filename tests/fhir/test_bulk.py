@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from django_smart import transport
 from django_smart.clients import backend_client_for
 from django_smart.exceptions import (
     BearerBoundaryError,
@@ -31,10 +30,8 @@ from django_smart.fhir import BulkExport, FHIRClient, Reference
 from django_smart.testing import EHRSimulator
 from django_smart.transport import ResponseStream
 from tests.factories import make_service
-from tests.fhir.exporting import make_client
 from tests.fhir.servers import BASE, FHIR_JSON, TOKEN, Grant, respond
 from tests.processes import wait_for
-from tests.transport.servers import Server
 
 STATUS = f"{BASE}/bulk/1"
 FILE = f"{BASE}/bulk/1.ndjson"
@@ -267,76 +264,6 @@ def test_file_that_breaks_again_and_again_is_an_error():
     assert (odd.export.state["file"], odd.export.state["line"]) == (0, 1)
 
 
-def of_lines(count: int) -> list[dict[str, Any]]:
-    return [{"type": "Patient", "url": FILE, "count": count}]
-
-
-def test_file_that_was_cut_off_at_the_end_of_a_line_is_read_on_from_there():
-    whole = line(1) + line(2) + line(3)
-    odd = Odd([line(1)], [line(1), line(2)], [whole], output=of_lines(3))
-    assert ids(odd.export) == ["1", "2", "3"]
-    assert (odd.opened, len(odd.pauses)) == (3, 2)
-
-
-def test_file_that_is_cut_off_again_and_again_is_an_error():
-    odd = Odd([line(1) + line(2)], output=of_lines(3))
-    reader = iter(odd.export)
-    assert [next(reader)["id"] for _ in range(2)] == ["1", "2"]
-    with pytest.raises(ServerUnreachableError):
-        next(reader)
-    assert odd.opened == 3
-    assert odd.export.state["line"] == 2
-    # The lines that the count tells were handled before.
-    state = {**odd.export.state, "line": 3}
-    assert ids(BulkExport(odd.client, state)) == []
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [{"content_length": "84"}, {"transfer_encoding": "gzip, Chunked"}],
-)
-def test_file_that_ends_where_it_should_may_have_another_count(headers):
-    odd = Odd([line(1) + line(2)], output=of_lines(3))
-    odd.headers = headers
-    assert ids(odd.export) == ["1", "2"]
-    for count in (0, 1, None, "3"):
-        odd = Odd([line(1) + line(2)], output=of_lines(count))  # type: ignore[arg-type]
-        assert ids(odd.export) == ["1", "2"]
-
-
-def test_file_whose_end_a_connection_tells_is_read_over_a_network():
-    whole = line(1) + line(2)
-    messages = [
-        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + line(1),
-        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + whole,
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        b"%x\r\n%b\r\n0\r\n\r\n" % (len(whole), whole),
-    ]
-
-    counts: list[int] = []
-
-    def handle(sock, request):
-        if b"/bulk/1 " in request:
-            output = [{"type": "Patient", "url": f"{base}/1", "count": counts[0]}]
-            body = json.dumps({"transactionTime": TIME, "output": output}).encode()
-            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
-            sock.sendall(head % len(body) + body)
-            return True
-        sock.sendall(messages.pop(0))
-        return False
-
-    with Server(handle) as server:
-        base = f"http://127.0.0.1:{server.port}/fhir"
-        client = make_client(base, "token")
-        client.sleep = lambda seconds: None
-        for expected in (2, 3):
-            counts[:] = [expected]
-            export = BulkExport(client, {"status_url": f"{base}/bulk/1"})
-            assert ids(export) == ["1", "2"]
-    transport.close()
-    assert not messages
-
-
 def test_pauses_grow_where_the_server_names_none():
     odd = Odd([line(1)])
     busy = [respond(b"", 202)] * 3 + [respond(b"", 503)] * 2 + [respond(b"", 202)] * 6
@@ -511,38 +438,6 @@ def test_problems_are_found_under_both_names(grant):
         grant.server.on(name, respond(outcome))
     export = BulkExport(grant.client, {"status_url": STATUS})
     assert export.problems() == outcomes
-
-
-@pytest.mark.parametrize("name", ["error", "outcome"])
-@pytest.mark.parametrize(
-    ("issue", "is_refused"),
-    [
-        ({"code": "not-supported", "diagnostics": "Parameter patient"}, True),
-        ({"code": "informational", "details": {"text": "Ignored: 'patient'"}}, True),
-        ({"code": "processing", "diagnostics": "patient is not supported"}, True),
-        ({"code": "not-supported", "diagnostics": "_typeFilter"}, False),
-        ({"code": "processing", "diagnostics": "One patient is locked"}, False),
-        ({"code": "processing", "details": "patient"}, False),
-    ],
-)
-def test_export_of_more_patients_than_named_is_not_read(grant, name, issue, is_refused):
-    grant.server.on("Patient/$export", respond(b"", 202, content_location=STATUS))
-    told: Any = {name: [{"url": f"{BASE}/told"}]}
-    grant.server.on(STATUS, respond(manifest("a", **told)))
-    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
-    grant.server.on("told", respond(outcome))
-    grant.server.on("a", respond(line(1)))
-    export = grant.client.export("Patient", patient="Patient/1")
-    for running in (export, grant.client.resume_export(export.state)):
-        if is_refused:
-            with pytest.raises(MalformedFHIRResponseError, match="ignored") as caught:
-                ids(running)
-            assert caught.value.issues == [issue]
-        else:
-            assert ids(running) == ["1"]
-    # Without patients, nothing was ignored.
-    everybody = BulkExport(grant.client, {"status_url": STATUS})
-    assert ids(everybody) == ["1"]
 
 
 @pytest.mark.parametrize(
