@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from fhirclient.client import FHIRClient as SMARTClient
     from fhirpy import SyncFHIRClient
 
-    from django_smart.fhir.perform import Performer
+    from django_smart.fhir.connection import FHIRConnection
 
 __all__ = ["build_fhirclient", "build_fhirpy"]
 
 
-def build_fhirpy(client: Performer) -> SyncFHIRClient:
+def build_fhirpy(client: FHIRConnection) -> SyncFHIRClient:
     """
     Return a ``fhirpy.SyncFHIRClient`` that uses this grant.
 
@@ -99,7 +99,7 @@ def _read_outcome(text: str) -> dict[str, Any]:
     return {"resource": resource} if is_outcome else {"reason": text}
 
 
-def build_fhirclient(client: Performer) -> SMARTClient:
+def build_fhirclient(client: FHIRConnection) -> SMARTClient:
     """
     Return a ``fhirclient.client.FHIRClient`` that uses this grant.
 

@@ -199,7 +199,6 @@ class AsyncFHIRClient(_Async[FHIRClient]):
 
     read = _awaited(FHIRClient.read)
     vread = _awaited(FHIRClient.vread)
-    reread = _awaited(FHIRClient.reread)
     search = _awaited(FHIRClient.search)
     create = _awaited(FHIRClient.create)
     update = _awaited(FHIRClient.update)

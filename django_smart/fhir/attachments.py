@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from django_smart.exceptions import FHIRRequestError, ResponseTooLargeError
+from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import FHIR_JSON, Interaction
 from django_smart.fhir.messages import (
     build_malformed_error,
@@ -18,7 +19,6 @@ from django_smart.fhir.messages import (
     raise_unless_ok,
     refuse_error,
 )
-from django_smart.fhir.perform import Performer
 
 __all__ = ["build_document", "download"]
 
@@ -52,7 +52,7 @@ def build_document(
 
 
 def download(
-    client: Performer,
+    client: FHIRConnection,
     source: str | Mapping[str, Any],
     file: BinaryIO,
     *,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
+from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import (
     FHIR_JSON,
     Interaction,
@@ -34,7 +35,6 @@ from django_smart.fhir.messages import (
     reports_error,
 )
 from django_smart.fhir.parameters import SearchParams, build_search_query
-from django_smart.fhir.perform import Performer
 from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["Batch", "BatchAnswer"]
@@ -97,7 +97,7 @@ class Batch:
     """
 
     def __init__(
-        self, kind: Literal["batch", "transaction"], client: Performer
+        self, kind: Literal["batch", "transaction"], client: FHIRConnection
     ) -> None:
         self.kind = kind
         self.client = client

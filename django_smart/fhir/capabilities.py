@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from django_smart.exceptions import MalformedFHIRResponseError
+from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import Interaction
 from django_smart.fhir.messages import process_resource_response
-from django_smart.fhir.perform import Performer
 
 __all__ = ["capabilities", "forget_capabilities"]
 
@@ -17,7 +17,7 @@ _capabilities: dict[str, tuple[float, dict[str, Any]]] = {}
 _MAX_CAPABILITIES = 64
 
 
-def capabilities(client: Performer, *, max_age: float = 3600.0) -> dict[str, Any]:
+def capabilities(client: FHIRConnection, *, max_age: float = 3600.0) -> dict[str, Any]:
     """
     Read the server's ``CapabilityStatement``.
 

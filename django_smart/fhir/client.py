@@ -18,7 +18,7 @@ from django_smart.fhir.attachments import build_document, download
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
 from django_smart.fhir.capabilities import capabilities
-from django_smart.fhir.connection import refuse_in_event_loop
+from django_smart.fhir.connection import FHIRConnection, refuse_in_event_loop
 from django_smart.fhir.interactions import (
     Interaction,
     build_create,
@@ -33,14 +33,12 @@ from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
     process_change_response,
     process_delete_response,
-    process_read_response,
     process_resource_response,
     process_write_response,
     refuse_error,
 )
 from django_smart.fhir.paging import History, SearchResult, SearchStream
 from django_smart.fhir.parameters import SearchParams, build_search_query
-from django_smart.fhir.perform import Performer
 from django_smart.fhir.record import PatientRecord
 from django_smart.fhir.references import resolve, resolve_many
 from django_smart.fhir.searching import iterate, iterate_pages
@@ -53,7 +51,7 @@ Version = str | Mapping[str, Any]
 Patch = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
-class FHIRClient(Performer):
+class FHIRClient(FHIRConnection):
     """
     FHIR REST client for one server; resources are plain dicts.
 
@@ -113,21 +111,6 @@ class FHIRClient(Performer):
     ) -> dict[str, Any]:
         """Read one version of a resource; ``FHIRNotFoundError`` if it is a deletion."""
         return self.perform_read(build_read(resource_type, id, version_id=version_id))
-
-    def reread(self, resource: Mapping[str, Any]) -> Mapping[str, Any]:
-        """
-        Read *resource* again if it has changed; otherwise, return it unchanged.
-
-        The read is conditional on ``meta.versionId``, so an unchanged resource is not
-        sent.
-        """
-        interaction = build_read(
-            resource.get("resourceType", ""), resource.get("id", ""), unless=resource
-        )
-        response = self.perform(interaction)
-        if response.status_code == 304:
-            return resource
-        return process_read_response(response, interaction)
 
     def create(
         self,

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.messages import validate_resource_type
+from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.scopes import (
     ResourceScope,
     ScopeSet,
@@ -33,6 +34,7 @@ __all__ = [
     "Compartment",
     "Record",
     "build_unlisted_error",
+    "find_missing_scope",
     "find_patient_parameter",
     "find_values",
     "get_compartment",
@@ -289,6 +291,37 @@ class Record:
 def get_letters(interaction: str) -> str:
     """Letters of the scopes any of which allows it; reading for what has none."""
     return required_letter(interaction) or "rs"
+
+
+def find_missing_scope(scopes: ScopeSet, interaction: str, resource_type: str) -> str:
+    """
+    Return the scope that *interaction* needs and *scopes* lack, or "".
+
+    A scope with parameters counts, because only the resources show which ones it
+    allows.  The server decides about interactions without a scope, such as most
+    operations.
+
+    Args:
+        resource_type: empty for the whole server, for which any type's scope suffices.
+
+    Spec: SMART App Launch 2.2, "Scopes for requesting FHIR Resources".
+    """
+    letter = required_letter(interaction)
+    if not letter:
+        return ""
+    granted = scopes.resource_scopes
+    names = {"*", resource_type.lower()}
+    for scope in granted:
+        if letter in scope.letters and (
+            not resource_type or scope.type.lower() in names
+        ):
+            return ""
+    is_person = interaction == "read" and resource_type in FHIR_USER_TYPES
+    if is_person and "fhirUser" in scopes:
+        # Possibly the signed-in person, whom this scope lets an app read (IDT-07).
+        return ""
+    level = granted[0].level if granted else "patient"
+    return f"{level}/{resource_type or '*'}.{letter}"
 
 
 def build_unlisted_error(attribute: str, value: str) -> FHIRRequestError:

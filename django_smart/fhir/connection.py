@@ -1,4 +1,4 @@
-"""Requests with the access token of one grant: where it goes, and how often."""
+"""Requests with the token of one grant: where it goes, how often, and for what."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import cached_property
 from threading import Event
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRRequestError,
+    ForeignPatientError,
     InsecureURLError,
     MalformedFHIRResponseError,
     ServerTimeoutError,
 )
-from django_smart.fhir.guard import RecordRules
-from django_smart.fhir.interactions import FHIR_JSON
+from django_smart.fhir.compartment import Record, find_missing_scope, is_shared
+from django_smart.fhir.guard import RecordGuard, RecordRules
+from django_smart.fhir.interactions import FHIR_JSON, Interaction
+from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
     FHIRExchange,
     find_request_id,
+    process_read_response,
     resolve_url,
 )
+from django_smart.fhir.session import FHIRSession
 from django_smart.protocol.messages import HiddenText, HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.urls import get_origin, is_same_origin, is_within_base
@@ -104,6 +110,8 @@ class FHIRConnection:
     """
     Sends requests with the token to one server, and nowhere else.
 
+    FHIR's interactions are sent if the scopes and the patient's record allow them.
+
     Args:
         base_url: FHIR endpoint, as sent in ``aud``.
         tokens: source of the access token.
@@ -147,6 +155,11 @@ class FHIRConnection:
         # The origin alone: some servers have a patient's id in the path of their base.
         return f"<{type(self).__name__}: {get_origin(self.base_url)}>"
 
+    @cached_property
+    def session(self) -> FHIRSession:
+        """``requests.Session`` that any library can use with this grant."""
+        return FHIRSession(self)
+
     def request(
         self,
         method: str,
@@ -156,7 +169,9 @@ class FHIRConnection:
         body: bytes | None = None,
     ) -> HTTPResponse:
         """
-        Send any request and return the response unchanged, whatever its status.
+        Send any request and return the response, whatever its status.
+
+        Only the ``X-Request-Id`` that was sent is added, if the server returned none.
 
         GET and HEAD follow redirects within the boundary.  ``Authorization`` in
         *headers* is replaced; the default of ``Accept`` is FHIR JSON.
@@ -214,6 +229,67 @@ class FHIRConnection:
             return is_same_origin(url, self.base_url)
         return is_within_base(url, self.base_url)
 
+    def perform(
+        self,
+        interaction: Interaction,
+        *,
+        url: str | None = None,
+    ) -> HTTPResponse:
+        """
+        Send *interaction*, or get its continuation at *url*, if the scopes allow it.
+
+        Raises:
+            ForeignPatientError: the scopes are for one patient, and the request may go
+                beyond that patient's record.
+        """
+        # Before reading the scopes, which may require a query.
+        refuse_in_event_loop()
+        self.check_scope(interaction)
+        guard = self._build_guard()
+        if guard is None:
+            return self._perform(interaction, url=url)
+        own_url = self.build_url(interaction.path)
+        target = own_url if url is None else url
+        is_page = url is not None and interaction.name not in {"read", "vread"}
+        # The host may be in capitals, and there may be a slash at the end.
+        is_own = target == own_url or (not is_page and is_within_base(target, own_url))
+        if is_own and is_within_base(own_url, self.base_url):
+            interaction, url = guard.prepare(interaction), None
+        elif (
+            not is_page
+            and self.is_within_boundary(target)
+            and not is_shared(interaction.resource_type)
+            and not guard.record.is_open(interaction.name, interaction.resource_type)
+        ):
+            raise ForeignPatientError(
+                "The same id at another base URL may be another patient's."
+            )
+        response = self._perform(interaction, url=url)
+        return guard.check(interaction, response)
+
+    def perform_read(
+        self, interaction: Interaction, *, url: str | None = None
+    ) -> dict[str, Any]:
+        """Return the resource that *interaction* reads, at its own address or *url*."""
+        return process_read_response(self.perform(interaction, url=url), interaction)
+
+    def check_scope(self, interaction: Interaction) -> None:
+        """
+        Check that the granted scopes allow *interaction*.
+
+        Raises:
+            InsufficientScopeError: they do not, and ``SMART_SCOPE_CHECK`` is
+                ``"raise"``.
+        """
+        scopes = self._tokens.scopes
+        if scopes is None or self._observer is None:
+            return
+        missing = find_missing_scope(
+            scopes, interaction.name, interaction.resource_type
+        )
+        if missing:
+            self._observer.on_missing_scope(missing)
+
     def send_authorized(
         self,
         request: HTTPRequest,
@@ -238,7 +314,11 @@ class FHIRConnection:
         with self._told(request, interaction, resource_type) as told:
             response = self._send_with_retries(told, is_safe=is_safe)
             told.status_code = response.status_code
-        return response
+        if find_request_id(response.headers):
+            return response
+        # For error messages; the server's own id is preferred.
+        headers = {**response.headers, "x-request-id": told.request_id}
+        return replace(response, headers=headers)
 
     @contextmanager
     def _told(
@@ -257,7 +337,7 @@ class FHIRConnection:
         headers = {"X-Request-Id": request_id} | {
             k: v for k, v in request.headers.items() if k.lower() != "x-request-id"
         }
-        told = _Told(replace(request, headers=headers))
+        told = _Told(replace(request, headers=headers), request_id)
         started = time.monotonic()
         try:
             yield told
@@ -324,6 +404,36 @@ class FHIRConnection:
         refuse_in_event_loop()
         return self._transport.send(
             replace(request, headers=_merge(request.headers, {}))
+        )
+
+    def _build_guard(self) -> RecordGuard | None:
+        """Return what keeps to the record, if scopes are for one patient."""
+        scopes, rules = self._tokens.scopes or ScopeSet(), self._record_rules
+        if rules is None or not (rules.always or scopes.are_for_patient):
+            return None
+        record = Record(
+            patient_id=self.patient_id, base_url=self.base_url, scopes=scopes
+        )
+        return RecordGuard(record=record, fetch=self._perform, rules=rules)
+
+    def _perform(
+        self, interaction: Interaction, *, url: str | None = None
+    ) -> HTTPResponse:
+        headers = {"Accept": FHIR_JSON, **interaction.headers}
+        body = interaction.body
+        if body is not None:
+            headers["Content-Type"] = interaction.media_type
+            body = body if isinstance(body, bytes) else dump_json(body)
+        request = HTTPRequest(
+            method=interaction.method,
+            url=self.build_url(interaction.path) if url is None else url,
+            headers=headers,
+            body=body,
+        )
+        return self._follow(
+            request,
+            interaction=interaction.name,
+            resource_type=interaction.resource_type,
         )
 
     def _exchange(
@@ -427,8 +537,9 @@ def refuse_in_event_loop() -> None:
 class _Told:
     """A reported request, with its status."""
 
-    def __init__(self, request: HTTPRequest) -> None:
+    def __init__(self, request: HTTPRequest, request_id: str) -> None:
         self.request = request
+        self.request_id = request_id
         self.status_code: int | None = None
 
 

@@ -144,14 +144,8 @@ def build_read(
     version_id: str | None = None,
     summary: str = "",
     elements: Sequence[str] = (),
-    unless: str | Mapping[str, Any] | None = None,
 ) -> Interaction:
-    """
-    Read a resource, or one version of it.
-
-    Args:
-        unless: the version that is known already, as for :func:`build_etag`.
-    """
+    """Read a resource, or one version of it."""
     path = f"{validate_resource_type(resource_type)}/{validate_id(id)}"
     if version_id is not None:
         path += f"/_history/{validate_id(version_id)}"
@@ -168,7 +162,6 @@ def build_read(
         path=_with_query(path, params),
         resource_type=resource_type,
         id=id,
-        headers={} if unless is None else {"If-None-Match": build_etag(unless)},
     )
 
 

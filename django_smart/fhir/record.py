@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from django_smart.fhir.compartment import Record, find_patient_parameter
+from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import build_operation, build_read
 from django_smart.fhir.messages import validate_id
 from django_smart.fhir.paging import SearchResult, SearchStream
 from django_smart.fhir.parameters import SearchParams, build_search_query
-from django_smart.fhir.perform import Performer
 from django_smart.fhir.requests import parse_query, write_query
 from django_smart.fhir.searching import iterate
 from django_smart.protocol.messages import HTTPResponse
@@ -28,7 +28,7 @@ class PatientRecord:
             you write.
     """
 
-    def __init__(self, client: Performer, patient_id: str) -> None:
+    def __init__(self, client: FHIRConnection, patient_id: str) -> None:
         self._client = client
         self.id = validate_id(patient_id)
         self.reference = f"Patient/{self.id}"

@@ -13,11 +13,11 @@ from django_smart.exceptions import (
     InsufficientScopeError,
     MalformedFHIRResponseError,
 )
+from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import build_read
 from django_smart.fhir.messages import parse_place
 from django_smart.fhir.names import iter_mappings
 from django_smart.fhir.parameters import AnyOf, build_search_query
-from django_smart.fhir.perform import Performer
 from django_smart.fhir.searching import iterate
 
 __all__ = ["resolve", "resolve_many"]
@@ -28,7 +28,7 @@ _NOT_SEARCHABLE = frozenset({400, 403, 404, 405, 422, 501})
 
 
 def resolve(
-    client: Performer,
+    client: FHIRConnection,
     reference: str | Mapping[str, Any],
     *,
     within: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
@@ -65,7 +65,7 @@ def resolve(
 
 
 def resolve_many(
-    client: Performer,
+    client: FHIRConnection,
     references: Iterable[str | Mapping[str, Any]],
     *,
     within: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
@@ -112,7 +112,7 @@ def resolve_many(
 
 
 def _find_by_id(
-    client: Performer, resource_type: str, ids: list[str]
+    client: FHIRConnection, resource_type: str, ids: list[str]
 ) -> list[dict[str, Any]]:
     """Search for resources; without a result where they may only be read."""
     query = build_search_query({"_id": AnyOf(*ids), "_count": len(ids)}, {})

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django_smart.exceptions import FHIRRequestError
+from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import Interaction, as_posted, build_search
 from django_smart.fhir.messages import (
     process_bundle_response,
@@ -13,7 +14,6 @@ from django_smart.fhir.messages import (
     validate_bundle,
 )
 from django_smart.fhir.paging import Page, SearchStream, iter_pages
-from django_smart.fhir.perform import Performer
 from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["iterate", "iterate_pages"]
@@ -23,7 +23,7 @@ _LONGEST_URL = 2000
 
 
 def iterate(
-    client: Performer,
+    client: FHIRConnection,
     resource_type: str,
     query: str,
     *,
@@ -47,7 +47,7 @@ def iterate(
 
 
 def iterate_pages(
-    client: Performer, bundle: Mapping[str, Any]
+    client: FHIRConnection, bundle: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """
     Yield *bundle* and the pages that its ``next`` links lead to.

@@ -47,6 +47,7 @@ from ..fhir.compartment import (
     ABOUT_OTHERS,
     Record,
     build_unlisted_error,
+    find_missing_scope,
     iter_values,
 )
 from ..fhir.guard import RecordGuard, RecordRules
@@ -58,7 +59,6 @@ from ..fhir.messages import (
     raise_for_status,
     resolve_link,
 )
-from ..fhir.perform import find_missing_scope
 from ..fhir.record_check import is_of_patient, iter_links, record_check
 from ..fhir.requests import MAX_DEPTH, parse_body, parse_entry, parse_interaction
 from ..launches.request_state import get_request_state

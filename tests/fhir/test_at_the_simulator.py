@@ -202,16 +202,6 @@ def test_conditions_find_one_resource_or_none(fhir: FHIRClient) -> None:
         fhir.patch("Observation", None, [{"op": "remove", "path": "/x"}], where=unknown)
 
 
-def test_unchanged_resource_is_not_sent_again(
-    fhir: FHIRClient, ehr: EHRSimulator
-) -> None:
-    created = fhir.create(NEW)
-    assert fhir.reread(created) is created
-    assert ehr.requests[-1].status == 304
-    fhir.update({**created, "status": "amended"})
-    assert fhir.reread(created)["status"] == "amended"
-
-
 def test_part_of_a_resource_is_marked_as_one(fhir: FHIRClient) -> None:
     part = fhir.read("Patient", PATIENT, elements=["gender"])
     assert set(part) == {"resourceType", "id", "meta", "gender"}

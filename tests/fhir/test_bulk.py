@@ -159,7 +159,6 @@ class Odd(Grant):
 
     def __init__(self, *files: list[bytes | Exception], **manifest: Any) -> None:
         self.files = list(files)
-        self.headers: dict[str, Any] = {}
         self.opened = 0
         super().__init__(open_stream=lambda request: _Opened(self, request))
         answer = {
@@ -186,8 +185,7 @@ class _Opened:
                     raise part
                 yield part
 
-        head = respond(b"", **self.odd.headers)
-        return ResponseStream(head=head, chunks=read())
+        return ResponseStream(head=respond(b""), chunks=read())
 
     def __exit__(self, *args: object) -> None:
         return None

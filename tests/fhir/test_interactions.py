@@ -93,16 +93,6 @@ def test_version_of_a_deletion_is_gone(grant):
         grant.client.vread("Observation", "o-1", "2")
 
 
-def test_reread_brings_what_is_new(grant):
-    newer = {**KEPT, "meta": {"versionId": "2"}}
-    grant.server.on("Observation/o-1", respond(b"", 304), respond(newer))
-    assert grant.client.reread(KEPT) is KEPT
-    assert grant.server.requests[-1].headers["If-None-Match"] == 'W/"1"'
-    assert grant.client.reread(KEPT) == newer
-    with pytest.raises(FHIRRequestError):
-        grant.client.reread(NEW)
-
-
 # Creating
 
 

@@ -34,7 +34,10 @@ def test_session_adds_the_bearer_below_itself(grant, session):
     assert response.ok
     assert response.reason == "OK"
     assert response.encoding == "utf-8"
-    assert response.headers == {"Content-Type": f"{FHIR_JSON}; charset=utf-8"}
+    assert response.headers == {
+        "Content-Type": f"{FHIR_JSON}; charset=utf-8",
+        "X-Request-Id": grant.server.request_ids[0],
+    }
     [request] = grant.server.requests
     assert request.headers["Authorization"] == "Bearer token-1"
     assert request.headers["Accept"] == FHIR_JSON

@@ -30,14 +30,17 @@ from django_smart.exceptions import (
     ResponseTooLargeError,
     SMARTError,
 )
-from django_smart.fhir.compartment import Record, find_patient_parameter
+from django_smart.fhir.compartment import (
+    Record,
+    find_missing_scope,
+    find_patient_parameter,
+)
 from django_smart.fhir.dates import parse_date
 from django_smart.fhir.interactions import build_search
 from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import raise_for_status
 from django_smart.fhir.paging import SearchPage, SearchStream
 from django_smart.fhir.parameters import build_search_query
-from django_smart.fhir.perform import find_missing_scope
 from django_smart.fhir.record_check import record_check
 from django_smart.fields import digest
 from django_smart.models import ServerState, TokenGrant
