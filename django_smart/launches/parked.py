@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -37,8 +36,6 @@ __all__ = [
     "end_expired_launches",
     "end_held_launches",
     "find_question",
-    "get_display_name",
-    "get_own_name",
     "has_account",
     "hold_launch",
     "is_protected",
@@ -51,9 +48,6 @@ logger = logging.getLogger(__name__)
 
 # How long a decision may take. The tokens are held until the next task after it.
 _LIFETIME = timedelta(minutes=5)
-_LONGEST_NAME = 100
-# Generated usernames, which are not names of people.
-_MADE = re.compile(r"smart-[a-z2-7]{26}(@ehr\.invalid)?")
 
 
 class UndecidedError(Exception):
@@ -207,46 +201,3 @@ def end_expired_launches() -> int:
     """Like :func:`end_held_launches`, for launches that nobody decided in time."""
     expired = Launch.objects.filter(expires_at__lte=DatabaseNow())
     return end_held_launches(expired, reason="decision_expired")
-
-
-def get_own_name(user: AbstractBaseUser | None) -> str:
-    """Return the display name of the signed-in user; empty if it is generated."""
-    name = _get_full_name(user)
-    if not name and user is not None:
-        # Not every USERNAME_FIELD is text.
-        username = str(user.get_username() or "")
-        name = "" if _MADE.fullmatch(username) else username
-    return _shorten(name)
-
-
-def get_display_name(
-    user: AbstractBaseUser | None, claims: IDTokenClaims | None
-) -> str:
-    """Return the display name of the user whom the EHR identified; empty if unknown."""
-    return _shorten(_get_full_name(user)) or _get_claimed_name(claims)
-
-
-def _get_full_name(user: AbstractBaseUser | None) -> str:
-    """Return the name that the user model has; not every model has one."""
-    parts = (getattr(user, each, "") for each in ("first_name", "last_name"))
-    # With a single field for the name, sites set both to None, and Django's
-    # get_full_name() returns "None None".
-    if all(isinstance(each, str) for each in parts):
-        get_full_name: Any = getattr(user, "get_full_name", str)
-        if isinstance(name := get_full_name(), str) and name:
-            return name
-    name = getattr(user, "name", "")
-    return name if isinstance(name, str) else ""
-
-
-def _get_claimed_name(claims: IDTokenClaims | None) -> str:
-    values = claims.claims if claims is not None else {}
-    name, *parts = (
-        value if isinstance(value := values.get(each), str) else ""
-        for each in ("name", "given_name", "family_name")
-    )
-    return _shorten(name or " ".join(parts))
-
-
-def _shorten(name: str) -> str:
-    return " ".join(name.split())[:_LONGEST_NAME]

@@ -72,12 +72,16 @@ from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
 from ..launches.messages import forget_messages, keep_messages_apart
 from ..launches.parked import (
     UndecidedError,
-    get_display_name,
-    get_own_name,
     has_account,
     is_protected,
     read_held,
     signs_in,
+)
+from ..launches.people import (
+    describe_arrived,
+    describe_signed_in,
+    get_display_name,
+    get_own_name,
 )
 from ..launches.prefix import build_launch_path, get_protocol_url
 from ..launches.request_state import get_request_state, get_user
@@ -106,6 +110,8 @@ _TRIED = "cookies"
 _LEFT = "frame"
 # The parameter that says that an answer was refused, so the page asks again.
 _AGAIN = "again"
+# The parameter that says whether an account may sign its user in later.
+_MAY_SIGN_IN = "may_sign_in"
 # Of Sec-Fetch-Site: a link on this site, and an address that was typed or bookmarked.
 _CHOSEN_HERE = frozenset({"same-origin", "none"})
 # A time (seconds) that keeps upstream's SessionRefresh away from our sessions.
@@ -576,8 +582,7 @@ class DecideView(_CompletingView):
     """
     The page that asks the user before a launch continues: ``decide/<key>/``.
 
-    ``POST`` with ``choice``: ``switch``, ``connect`` (with ``may_sign_in``),
-    ``create``, ``sign_in`` or ``cancel``.
+    ``POST`` with ``choice``: ``no``, ``yes`` (with ``may_sign_in``) or ``cancel``.
 
     Template: ``django_smart/decide.html``.
     """
@@ -587,28 +592,58 @@ class DecideView(_CompletingView):
 
     def get(self, request: HttpRequest, key: str) -> HttpResponse:
         """Ask, or go on if the launch's user has signed in meanwhile."""
+        return self._answer(request, key, "")
+
+    def post(self, request: HttpRequest, key: str) -> HttpResponse:
+        """Do what the person has chosen."""
+        return self._answer(request, key, request.POST.get("choice", ""))
+
+    def _answer(self, request: HttpRequest, key: str, choice: str) -> HttpResponse:
         launch = self._find(request, key)
         if launch.status == Launch.Status.OPEN:
             return harden(HttpResponseRedirect(self.get_launch_url(launch)))
+        if choice == "cancel":
+            self._end(launch, LaunchRequestError("Canceled.", code="decision_declined"))
         asked = self._look(request, launch)
-        user = get_user(request)
-        if _is_owner(user, asked):
+        if _is_owner(get_user(request), asked):
             return self._complete(request, launch)
+        if choice == "no" and asked.question == Launch.Question.SIGN_IN:
+            return self._make_room(request, launch, asked.owner)
+        if choice == "no":
+            return self._complete(request, launch, answer=asked.question)
+        url = _build_decide_url(launch)
+        if choice == "yes" and _may_link(request, asked, launch.registration):
+            chosen = request.POST.get(_MAY_SIGN_IN)
+            if chosen is None and _may_be_chosen(request, launch.registration):
+                return harden(HttpResponseRedirect(f"{url}?{_MAY_SIGN_IN}=1"))
+            if not _chose_too_late(request):
+                launch.intent = Launch.Intent.CONNECT
+                launch.may_sign_in = _has_chosen(request, launch.registration)
+                return self._complete(request, launch, answer=asked.question)
+        if request.method == "POST":
+            return harden(HttpResponseRedirect(url))
+        return self._ask(request, launch, asked)
+
+    def _ask(
+        self, request: HttpRequest, launch: Launch, asked: UndecidedError
+    ) -> HttpResponse:
         claims, _context = read_held(launch)
         url = _build_decide_url(launch)
+        registration, user = launch.registration, get_user(request)
+        may_link = _may_link(request, asked, registration)
         is_ehr_sign_in = bool(find_ehr_sign_in(asked.owner))
-        registration = launch.registration
-        is_known = has_account(user, registration.server)
         context = {
             "launch": launch,
             "server": registration.server,
             "question": asked.question,
-            "may_connect": not is_known,
-            "may_create": registration.create_users,
-            "may_be_chosen": _may_be_chosen(request, registration),
-            "user_name": get_own_name(user),
-            "is_signed_in": user is not None,
-            "owner_name": get_display_name(asked.owner, claims),
+            "here": user and describe_signed_in(user, get_browser(request)),
+            "there": describe_arrived(asked.owner, claims, launch),
+            "may_say_no": asked.question != Launch.Question.LINK
+            or registration.create_users,
+            "may_link": may_link,
+            "asks_for_sign_in": may_link
+            and _MAY_SIGN_IN in request.GET
+            and _may_be_chosen(request, registration),
             "decide_url": url,
             "was_not_received": _AGAIN in request.GET,
             # Not their own organizations: it may be somebody else who sees this page.
@@ -620,39 +655,6 @@ class DecideView(_CompletingView):
             else "",
         }
         return harden(render(request, "django_smart/decide.html", context))
-
-    def post(self, request: HttpRequest, key: str) -> HttpResponse:
-        """Do what the person has chosen."""
-        launch = self._find(request, key)
-        choice = request.POST.get("choice", "")
-        if launch.status == Launch.Status.OPEN:
-            return harden(HttpResponseRedirect(self.get_launch_url(launch)))
-        if choice == "cancel":
-            self._end(launch, LaunchRequestError("Canceled.", code="decision_declined"))
-        asked = self._look(request, launch)
-        user = get_user(request)
-        if _is_owner(user, asked):
-            return self._complete(request, launch)
-        question = asked.question
-        if question == Launch.Question.SIGN_IN and choice == "sign_in":
-            return self._make_room(request, launch, asked.owner)
-        answers = {
-            Launch.Question.SWITCH: ("switch",),
-            Launch.Question.LINK: ("connect", "create"),
-        }
-        if choice not in answers.get(Launch.Question(question), ()) or (
-            # Whoever is still signed in must not keep the next clinician's account.
-            choice == "connect"
-            and (
-                has_account(user, launch.registration.server)
-                or _chose_too_late(request)
-            )
-        ):
-            return harden(HttpResponseRedirect(_build_decide_url(launch)))
-        if choice == "connect":
-            launch.intent = Launch.Intent.CONNECT
-            launch.may_sign_in = _has_chosen(request, launch.registration)
-        return self._complete(request, launch, answer=question)
 
     # Hooks for subclasses
 
@@ -868,12 +870,27 @@ def _may_be_chosen(
 
 
 def _has_chosen(request: HttpRequest, registration: ClientRegistration) -> bool:
-    return "may_sign_in" in request.POST and _may_be_chosen(request, registration)
+    return bool(request.POST.get(_MAY_SIGN_IN)) and _may_be_chosen(
+        request, registration
+    )
 
 
 def _chose_too_late(request: HttpRequest) -> bool:
-    """Whether the page with the checkbox was sent too long after the sign-in."""
-    return "may_sign_in" in request.POST and not has_just_signed_in(request)
+    """Whether they chose that an account signs them in, too long after signing in."""
+    return bool(request.POST.get(_MAY_SIGN_IN)) and not has_just_signed_in(request)
+
+
+def _may_link(
+    request: HttpRequest, asked: UndecidedError, registration: ClientRegistration
+) -> bool:
+    """
+    Whether the user can link the account that a held launch came with.
+
+    Whoever is still signed in must not keep the next clinician's account.
+    """
+    return asked.question == Launch.Question.LINK and not has_account(
+        get_user(request), registration.server
+    )
 
 
 def _is_owner(user: AbstractBaseUser | None, asked: UndecidedError) -> bool:

@@ -182,9 +182,7 @@ class Adversary(RuleBasedStateMachine):
     @move(
         name=BROWSERS,
         number=SOME,
-        choice=st.sampled_from(
-            ("", "switch", "connect", "create", "sign_in", "cancel")
-        ),
+        choice=st.sampled_from(("", "no", "no", "yes", "cancel")),
         lends=PERHAPS,
     )
     def answer_a_question(
@@ -202,12 +200,13 @@ class Adversary(RuleBasedStateMachine):
             response = world.get(browser, url)
         else:
             world.step.decided.add(browser)
-            if choice == "sign_in":
+            if choice == "no":
+                # Their account may be one that signs no one in.
                 world.step.signed_out.add(browser)
-            if choice == "connect":
+            if choice == "yes":
                 lent = lends and browser.is_fresh
                 world.step.connecting[browser] = browser.user, lent
-            values = {"choice": choice} | ({"may_sign_in": "on"} if lends else {})
+            values = {"choice": choice, "may_sign_in": "on" if lends else ""}
             response = world.post(browser, url, **values)
         if browser is parked.browser:
             world.note_answer(browser, response)

@@ -40,6 +40,7 @@ PAGES = (
     "/pages/decide/switch/unnamed/",
     "/pages/decide/link/named/",
     "/pages/decide/link/unnamed/",
+    "/pages/decide/next/named/",
 )
 """Every page for people, in each of its states."""
 
@@ -138,19 +139,26 @@ def new_window(request: HttpRequest) -> HttpResponse:
 
 def decide(request: HttpRequest, question: str, names: str) -> HttpResponse:
     """The page that asks who goes on."""
+    is_named = names == "named"
+    here = {
+        "name": "Maria Lopez" if is_named else "",
+        "origin": f"{_SERVER}, 9:14 a.m.",
+    }
+    there = {
+        "name": "Wilhelmina Featherstonehaugh-Cholmondeley" if is_named else "",
+        "fhir_user": "Practitioner/6e2f0a1c-93d0-4a51-b9c8-0d4b7e6a2f11",
+        "origin": f"{_SERVER}, 9:31 a.m.",
+    }
     context = {
         "server": SimpleNamespace(name=_SERVER),
-        "question": question,
-        "may_connect": names != "unnamed",
-        "may_create": True,
-        "may_be_chosen": True,
-        "user_name": "Maria Lopez" if names == "named" else "",
-        "owner_name": (
-            "Wilhelmina Featherstonehaugh-Cholmondeley" if names == "named" else ""
-        ),
-        "is_signed_in": question != "sign_in" or names == "named",
+        "question": "link" if question == "next" else question,
+        "here": None if question == "sign_in" and not is_named else here,
+        "there": there,
+        "may_say_no": True,
+        "may_link": question in {"link", "next"} and is_named,
+        "asks_for_sign_in": question == "next",
         "decide_url": request.path,
-        "was_not_received": names == "unnamed",
+        "was_not_received": not is_named,
         "sign_in_url": "/smart/login/",
         "site_sign_in_url": "/admin/login/",
     }

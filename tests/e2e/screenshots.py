@@ -33,6 +33,15 @@ _PHONE = ViewportSize(width=375, height=740)
 _PASSWORD = "a password of no value"
 _OTHER_CLINICIAN = "Dr. Tomás Achterberg"
 _OTHERS = ("Saltmarsh Valley Clinics", "Birch County Medical Group")
+# A username is shown without a name, and an EHR sends names only if they are requested.
+_WITH_NAMES = """
+from django.contrib.auth.models import User
+from django_smart.models import ClientRegistration
+User.objects.filter(username="maria").update(first_name="Maria", last_name="Lopez")
+for each in ClientRegistration.objects.exclude(ehr_scope=""):
+    each.ehr_scope += " profile"
+    each.save()
+"""
 _PLACES = (
     ("Birch County Medical Group", "Dubuque", 1),
     ("Saltmarsh Valley Clinics", "Aurora", 0),
@@ -167,6 +176,7 @@ def _take_picker_and_connections(scene: _Scene) -> None:
 
 def _take_decide(scene: _Scene) -> None:
     """Somebody is signed in, and opens the app with an account that is not known."""
+    scene.site.manage("shell", "-c", _WITH_NAMES)
     page = scene.open("/accounts/login/")
     page.get_by_label("User name").fill("maria")
     page.get_by_label("Password").fill(_PASSWORD)
@@ -174,7 +184,7 @@ def _take_decide(scene: _Scene) -> None:
     page.get_by_text("Signed in as").wait_for()
     app = click_app(page, scene.ehr, clinician=_OTHER_CLINICIAN)
     app.get_by_role("button", name="Approve").click()
-    app.get_by_role("heading", name="Whose account is this?").wait_for()
+    app.get_by_role("heading", name="Is this you?").wait_for()
     _take(app, "decide")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -72,10 +73,10 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
     open_chart(page, real_ehr)
     app = open_as_another(page, real_ehr)
     app.wait_for_url("**/smart/decide/*/")
-    app.get_by_role("heading", name="Whose account is this?").wait_for()
+    app.get_by_role("heading", name="Is this you?").wait_for()
     # The one who is signed in here has an account there already.
-    assert app.get_by_role("button", name="Connect it to your account").count() == 0
-    app.get_by_role("button", name="Cancel").press("Enter")
+    assert app.get_by_role("button", name="Yes, both are mine").count() == 0
+    app.get_by_role("button", name="Yes, I'm").press("Enter")
     app.get_by_text("decision_declined").wait_for()
     # The first one is signed in still.
     app.goto(f"{site.url}/smart/login/?server=harbour")
@@ -83,16 +84,26 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
 
     app = click_app(page, real_ehr, clinician="")
     app.get_by_role("button", name="Approve").click()
-    app.get_by_role("button", name="Continue as a new user").press("Enter")
+    app.get_by_role("button", name="No, I'm someone else").press("Enter")
     app.wait_for_url("**/~*/patient/")
     context.close()
 
 
-def test_words_beside_a_checkbox_have_room_on_a_phone(context: BrowserContext) -> None:
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/smart/login/?server=harbour", ".smart-check span"),
+        ("/pages/decide/link/named/", ".smart-answers p"),
+    ],
+)
+def test_words_beside_a_choice_have_room_on_a_phone(
+    context: BrowserContext, settings: Any, path: str, words: str
+) -> None:
+    settings.SMART_STAFF_SIGN_IN_SERVERS = ["harbour"]
     page = context.new_page()
     page.set_viewport_size({"width": 375, "height": 740})
-    page.goto("/pages/decide/link/named/")
-    label = page.locator(".smart-check span").bounding_box()
+    page.goto(path)
+    label = page.locator(words).first.bounding_box()
     assert label is not None
     assert label["width"] > 200
 
@@ -115,7 +126,7 @@ def test_form_is_sent_once_until_ten_seconds_later_or_the_page_is_shown_again(
         route.fulfill(status=204)
 
     page.route("**/*", keep)
-    button = page.get_by_role("button", name="Continue")
+    button = page.get_by_role("button", name=re.compile("Continue|No, "))
 
     def click_twice() -> None:
         with page.expect_request("**/*"):

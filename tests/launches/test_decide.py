@@ -1,4 +1,4 @@
-"""Parked launches: who signs in, who decides, and what happens to the tokens."""
+"""Held launches: who signs in, who decides, and what happens to the tokens."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_connected_account_signs_nobody_in(ehr: EHRSimulator) -> None:
     assert parked.grant not in TokenGrant.objects.active()
     # Nor does opening the page.
     assert browser.get(page).status_code == 200
-    assert browser.post(page, {"choice": "switch"}).status_code == 302
+    assert browser.post(page, {"choice": "yes"})["Location"] == page
     assert _signed_in(browser) is None
 
     _sign_in(browser, owner)
@@ -186,7 +186,7 @@ def test_owner_without_a_password_signs_in_through_their_organization(
     response = get_callback(browser, second.authorize(url))
     if is_other_signed_in:
         _, page = _get_parked(response)
-        response = browser.post(page, {"choice": "sign_in"})
+        response = browser.post(page, {"choice": "no"})
     parked, page = _get_parked(response)
     # Not to the password form.
     assert response["Location"] == page
@@ -292,18 +292,18 @@ def test_only_the_user_of_the_account_goes_on(ehr: EHRSimulator) -> None:
     browser = make_browser()
     _, page = _get_parked(_launch(browser, ehr))
     _sign_in(browser, other)
-    for choice in ("switch", "connect", "create", ""):
+    for choice in ("yes", "switch", ""):
         assert browser.post(page, {"choice": choice})["Location"] == page
     assert b"Maria" in browser.get(page).content
     assert _signed_in(browser) == str(other.pk)
     assert Launch.objects.get(user=owner).intent == "connect"
     # To sign in as that user signs the other one out, and keeps what was opened.
-    response = browser.post(page, {"choice": "sign_in"})
+    response = browser.post(page, {"choice": "no"})
     assert response["Location"] == f"/admin/login/?next={page}"
     assert _signed_in(browser) is None
     _sign_in(browser, owner)
     # The button of a page that is older than the sign-in does not sign out again.
-    assert get_launch(browser.post(page, {"choice": "sign_in"})).user == owner
+    assert get_launch(browser.post(page, {"choice": "no"})).user == owner
     assert _signed_in(browser) == str(owner.pk)
 
 
@@ -348,7 +348,7 @@ def test_session_in_which_another_user_is_impersonated_ends_with_the_switch(
     response = _launch(browser, ehr)
     if user_switch == "ask":
         _, page = _get_parked(response)
-        response = browser.post(page, {"choice": "switch"})
+        response = browser.post(page, {"choice": "no"})
     opened = get_launch(response)
     assert opened.user == support
     assert "impersonate" not in browser.session
@@ -442,7 +442,7 @@ def test_sign_in_at_another_host_leads_back_to_this_one(
     assert response["Location"] == sign_in_url
     assert f'href="{escape(sign_in_url)}"' in browser.get(page).content.decode()
     _sign_in(browser, make_user("sam"))
-    response = browser.post(page, {"choice": "sign_in"})
+    response = browser.post(page, {"choice": "no"})
     assert response["Location"] == sign_in_url
 
 
@@ -510,7 +510,7 @@ def test_nobody_is_replaced_without_a_click(
     assert open_page(browser, opened) == 200
 
     with commit():
-        finished = get_launch(browser.post(page, {"choice": "switch"}))
+        finished = get_launch(browser.post(page, {"choice": "no"}))
     assert finished.user == other
     assert _signed_in(browser) == str(other.pk)
     assert len(get_launch_cookies(browser)) == 1
@@ -540,8 +540,8 @@ def test_second_click_leads_to_what_the_first_has_opened(
     _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
     same, answers = make_browser(), []
     same.cookies.load(browser.cookies.output(header=""))
-    _Twice.clicks.append(lambda: answers.append(same.post(page, {"choice": "switch"})))
-    response = browser.post(page, {"choice": "switch"})
+    _Twice.clicks.append(lambda: answers.append(same.post(page, {"choice": "no"})))
+    response = browser.post(page, {"choice": "no"})
     opened = get_launch(answers.pop())
     assert opened.user == other
     # The browser brings the cookies of the answer that came first.
@@ -566,7 +566,7 @@ def test_whoever_stays_keeps_everything_and_the_tokens_are_revoked(
     assert (parked.held, parked.question) == ("", "")
     assert browser.session.session_key == before
     assert open_page(browser, opened) == 200
-    again = browser.post(page, {"choice": "switch"})
+    again = browser.post(page, {"choice": "no"})
     assert (again.status_code, get_code(again)) == (404, "decision_unknown")
     assert _signed_in(browser) == str(opened.user_id)
 
@@ -597,7 +597,7 @@ def test_whoever_waits_too_long_has_to_start_again(
             elif by == "task":
                 tasks.refresh_servers()
             assert Launch.objects.held().exists() is (by == "page")
-            response = browser.post(page, {"choice": "switch"})
+            response = browser.post(page, {"choice": "no"})
         assert (response.status_code, get_code(response)) == (410, "decision_expired")
     parked.refresh_from_db()
     assert (parked.status, parked.held) == ("failed", "")
@@ -647,7 +647,7 @@ def test_answer_needs_the_csrf_token_of_the_session(ehr: EHRSimulator) -> None:
     _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
     browser.handler.enforce_csrf_checks = True
     # Django's own page would lead nowhere.
-    response = browser.post(page, {"choice": "switch"})
+    response = browser.post(page, {"choice": "no"})
     again = f"{page}?again=1"
     assert (response.status_code, response["Location"]) == (302, again)
     # If cookies are blocked, each answer leads here: the person has to know why.
@@ -681,7 +681,7 @@ def _read_token(browser: Client, page: str) -> str:
 
 
 def _submit(browser: Client, page: str, token: str) -> Any:
-    values = {"choice": "switch", "csrfmiddlewaretoken": token}
+    values = {"choice": "no", "csrfmiddlewaretoken": token}
     headers = {"Referer": f"https://app.example.org{page}"}
     return browser.post(page, values, headers=headers)
 
@@ -700,7 +700,7 @@ def test_question_about_one_user_is_not_another_one_s(
     else:
         del browser.cookies["sessionid"]
     with commit():
-        response = browser.post(page, {"choice": "switch"})
+        response = browser.post(page, {"choice": "no"})
     code = "user_changed" if is_signed_in else "user_signed_out"
     assert (response.status_code, get_code(response)) == (409, code)
     assert _signed_in(browser) == (str(third.pk) if is_signed_in else None)
@@ -712,7 +712,7 @@ def test_two_charts_of_another_user_need_one_click(ehr: EHRSimulator) -> None:
     second = _second_clinician(ehr)
     other = launch(make_browser(), ehr, user=second).user
     pages = [_get_parked(_launch(browser, ehr, user=second))[1] for _ in range(2)]
-    first = get_launch(browser.post(pages[0], {"choice": "switch"}))
+    first = get_launch(browser.post(pages[0], {"choice": "no"}))
     # By its own button, or by a reload: its user is the one signed in now.
     last = get_launch(browser.get(pages[1]))
     assert (first.user, last.user) == (other, other)
@@ -772,7 +772,7 @@ def test_switched_off_server_ends_what_waits(
     parked.registration.is_active = False
     parked.registration.save()
     with commit():
-        response = browser.post(page, {"choice": "create"})
+        response = browser.post(page, {"choice": "no"})
     assert get_code(response) == "registration_inactive"
     assert _signed_in(browser) == str(opened.user_id)
     assert _is_revoked(ehr, token)
@@ -791,7 +791,7 @@ def test_unknown_account_is_connected_if_its_user_says_so(ehr: EHRSimulator) -> 
     assert "Maria Lopez" in text
     assert next(iter(ehr.users.values())).name in text
     assert not Identity.objects.exists()
-    finished = get_launch(browser.post(page, {"choice": "connect"}))
+    finished = get_launch(browser.post(page, {"choice": "yes", "may_sign_in": ""}))
     assert (finished.user, finished.intent) == (user, "connect")
     identity = Identity.objects.get()
     assert (identity.user, identity.may_sign_in) == (user, False)
@@ -802,8 +802,48 @@ def test_unknown_account_may_sign_in_if_its_user_says_so(ehr: EHRSimulator) -> N
     user = make_user("maria")
     browser = _signed_in_browser(user)
     _, page = _get_parked(_launch(browser, ehr))
-    browser.post(page, {"choice": "connect", "may_sign_in": "on"})
+    assert b"may_sign_in" not in browser.get(page).content
+    # It is asked on a page of its own, and nothing is linked before that.
+    asking = browser.post(page, {"choice": "yes"})["Location"]
+    assert asking == f"{page}?may_sign_in=1"
+    assert not Identity.objects.exists()
+    text = browser.get(asking).content.decode()
+    assert re.findall(r'name="may_sign_in" value="(\w*)"', text) == ["", "on"]
+    get_launch(browser.post(page, {"choice": "yes", "may_sign_in": "on"}))
     assert launch(make_browser(), ehr).user == user
+
+
+def test_people_without_names_are_told_apart_by_reference_or_where_and_when(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    launch(browser, ehr)
+    second = _second_clinician(ehr)
+    _, page = _get_parked(_launch(browser, ehr, user=second))
+    shown = browser.get(page)
+    here, there = (shown.context[each] for each in ("here", "there"))
+    assert (here["name"], there["name"]) == ("", "")
+    assert there["fhir_user"] == second
+    assert here["fhir_user"].startswith("Practitioner/")
+    assert here["origin"].startswith("Harbour Hospital, ")
+    assert all(each["fhir_user"] in shown.content.decode() for each in (here, there))
+    # Signed in otherwise, and nothing else is known.
+    browser = _signed_in_browser(User.objects.get())
+    User.objects.update(username=f"smart-{'a' * 26}")
+    _, page = _get_parked(_launch(browser, ehr, user=second))
+    with time_machine.travel(timezone.now() + timedelta(seconds=1)):
+        here = browser.get(page).context["here"]
+    assert (here["name"], here["fhir_user"]) == ("", "")
+    assert re.match(r"\d", here["origin"])
+
+
+def test_same_name_twice_is_no_answer(ehr: EHRSimulator) -> None:
+    ClientRegistration.objects.update(ehr_scope=_NAMED)
+    name = next(iter(ehr.users.values())).name
+    browser = _signed_in_browser(make_user("maria", first_name=name))
+    _, page = _get_parked(_launch(browser, ehr))
+    text = browser.get(page).content.decode()
+    assert "No, I&#x27;m someone else" in text.replace("'", "&#x27;")
 
 
 def test_unknown_account_becomes_a_new_user_if_somebody_says_so(
@@ -812,7 +852,7 @@ def test_unknown_account_becomes_a_new_user_if_somebody_says_so(
     user = make_user("maria")
     browser = _signed_in_browser(user)
     _, page = _get_parked(_launch(browser, ehr))
-    finished = get_launch(browser.post(page, {"choice": "create"}))
+    finished = get_launch(browser.post(page, {"choice": "no"}))
     assert finished.user not in (user, None)
     assert _signed_in(browser) == str(finished.user_id)
     assert Identity.objects.get().may_sign_in
@@ -828,6 +868,7 @@ def _list_choices(browser: Client, page: str) -> list[str]:
         "smart-button",
         "smart-button smart-secondary",
     ]
+    assert {style for style, _ in buttons[2:]} <= {"smart-link"}
     return [value for _, value in buttons]
 
 
@@ -836,12 +877,12 @@ def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
 ) -> None:
     browser = _signed_in_browser(make_user("maria"))
     _, page = _get_parked(_launch(browser, ehr))
-    assert _list_choices(browser, page) == ["connect", "create", "cancel"]
+    assert _list_choices(browser, page) == ["no", "yes", "cancel"]
     own = connect(browser, ehr)
     # At a shared workstation, it is the next clinician's who walked away.
     parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    assert _list_choices(browser, page) == ["create", "cancel"]
-    response = browser.post(page, {"choice": "connect"})
+    assert _list_choices(browser, page) == ["no", "cancel"]
+    response = browser.post(page, {"choice": "yes", "may_sign_in": ""})
     assert (response.status_code, response["Location"]) == (302, page)
     parked.refresh_from_db()
     assert parked.status == "held"
@@ -852,7 +893,7 @@ def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
         slug="other", base_url="https://other.example.org", login_group="tenants"
     )
     Identity.objects.update(server=group)
-    assert browser.post(page, {"choice": "connect"})["Location"] == page
+    assert browser.post(page, {"choice": "yes", "may_sign_in": ""})["Location"] == page
     assert parked.status == "held"
 
 
@@ -868,8 +909,8 @@ def test_no_new_user_is_offered_where_none_is_created(ehr: EHRSimulator) -> None
     ClientRegistration.objects.update(create_users=False)
     browser = _signed_in_browser(make_user("maria"))
     _, page = _get_parked(_launch(browser, ehr))
-    assert b'value="create"' not in browser.get(page).content
-    response = browser.post(page, {"choice": "create"})
+    assert b'value="no"' not in browser.get(page).content
+    response = browser.post(page, {"choice": "no"})
     assert (response.status_code, get_code(response)) == (403, "user_refused")
     assert User.objects.count() == 1
     assert not TokenGrant.objects.active().exists()
@@ -963,7 +1004,7 @@ def test_parked_launch_that_others_end_revokes_its_tokens(
             )
         else:
             User.objects.filter(pk=other and other.pk).update(is_active=False)
-        response = browser.post(page, {"choice": "switch"})
+        response = browser.post(page, {"choice": "no"})
     code = "decision_expired" if by == "staff" else "user_inactive"
     assert get_code(response) == code
     assert _signed_in(browser) == str(opened.user_id)
@@ -978,7 +1019,7 @@ def test_launch_that_goes_on_while_all_are_being_ended_ends_as_well(
     launch(make_browser(), ehr, user=_second_clinician(ehr))
     browser = _signed_in_browser(make_user("maria"))
     parked, page = _get_parked(_launch(browser, ehr))
-    answers = [{"choice": "connect"}]
+    answers = [{"choice": "yes", "may_sign_in": ""}]
 
     def answer(**_values: Any) -> None:
         if answers:

@@ -523,10 +523,11 @@ def test_click_in_a_frame_never_lets_an_account_sign_in(ehr, server):
     browser.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
     started = follow(browser, begin(browser, ehr))
     parked = get_callback(browser, ehr.authorize(started["Location"]))["Location"]
-    assert b"may_sign_in" not in browser.get(parked, headers=IN_FRAME).content
+    asking = f"{parked}?may_sign_in=1"
+    assert b"may_sign_in" not in browser.get(asking, headers=IN_FRAME).content
     # In a window of its own, it can be chosen.
-    assert b"may_sign_in" in browser.get(parked).content
-    choice = {"choice": "connect", "may_sign_in": "on"}
+    assert b"may_sign_in" in browser.get(asking).content
+    choice = {"choice": "yes", "may_sign_in": "on"}
     assert browser.post(parked, choice, headers=IN_FRAME).status_code == 302
     identity = Identity.objects.get()
     assert (identity.user, identity.may_sign_in) == (user, False)
@@ -702,7 +703,7 @@ def test_page_that_asks_who_goes_on_works_in_the_frame(ehr, server):
     assert "X-Frame-Options" not in page
     assert ANCESTORS in page["Content-Security-Policy"]
     assert attributes(page)["csrftoken"] == ("none", True, True)
-    answer = browser.post(callback["Location"], {"choice": "create"}, headers=IN_FRAME)
+    answer = browser.post(callback["Location"], {"choice": "no"}, headers=IN_FRAME)
     opened = browser.get(f"{answer['Location']}links/", headers=IN_FRAME)
     assert opened.status_code == 200
     assert Launch.objects.latest("completed_at").is_framed

@@ -220,13 +220,12 @@ def test_page_that_asks_offers_the_choice_only_after_a_sign_in(
 ) -> None:
     browser = _sign_in("vera", minutes_ago=11)
     page = _follow_link(browser, evil, person)["Location"]
-    shown = browser.get(page).content
-    assert b"may_sign_in" not in shown
-    assert b"Keep signing in the way you do now" in shown
-    choice = {"choice": "connect", "may_sign_in": "on"}
+    for url in (page, f"{page}?may_sign_in=1"):
+        assert b"may_sign_in" not in browser.get(url).content
+    choice = {"choice": "yes", "may_sign_in": "on"}
     assert browser.post(page, choice)["Location"] == page
     assert not Identity.objects.exists()
-    assert browser.post(page, {"choice": "connect"})["Location"].startswith("/~")
+    assert browser.post(page, {"choice": "yes"})["Location"].startswith("/~")
     assert not Identity.objects.get().may_sign_in
 
 

@@ -410,7 +410,7 @@ class ChromiumWalker:
         place, frame = self.place, self.place.frame
         if frame and "/smart/decide/" in frame.url:
             # Somebody else goes on, who was here before or never was.
-            self._click("button[value=switch], button[value=create]")
+            self._click("button[value=no]")
             frame = place.frame
         key = get_key(frame.url) if frame else ""
         assert frame is not None

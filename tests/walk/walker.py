@@ -389,9 +389,7 @@ class Walker:
         """Where the person goes on; ``None`` if they stay who they are."""
         page = self._send("GET", url, referer="").content.decode()
         # A known clinician takes over, or one who was never here.
-        (choice,) = {"switch", "create"} & set(re.findall(r'value="(\w+)"', page))
-        if self.random.random() < 0.25:
-            choice = "cancel"
+        choice = "cancel" if self.random.random() < 0.25 else "no"
         action, values = self._read_forms(url, page)[-1]
         data = [*values, ("choice", choice)]
         response = self._send("POST", action, data=data)
