@@ -25,7 +25,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from ..diagnoses import DIAGNOSES
-from ..launches.parked import get_own_name
+from ..launches.people import get_own_name
 from ..models import ClientRegistration, Identity, Launch, TokenGrant
 
 __all__ = [
