@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast long walk mutation bench bench-large bench-smoke lint \
-	format migrations messages docs screenshots clean
+	format migrations messages docs docs-words screenshots clean
 
 help: ## List the goals
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -84,6 +84,9 @@ messages: $(STAMP) ## Bring new texts into the catalogues, and compile these (ge
 docs: $(STAMP) ## Build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+docs-words: $(DEMO_STAMP) ## Count, for each page, what makes it hard to read
+	@exec $(BIN)/python docs/words.py
 
 screenshots: $(STAMP) ## Take the pictures of the documentation anew
 	@exec $(BIN)/python -m tests.e2e.screenshots

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.management.running import Ran, run
 
-__all__ = ["DOCS", "Block", "apply", "do", "execute", "read_blocks"]
+__all__ = ["DOCS", "Block", "apply", "do", "execute", "read_blocks", "read_section"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -34,9 +34,33 @@ class Block:
         return [shlex.split(line.removeprefix("$ ")) for line in lines]
 
 
-def read_blocks(page: str) -> list[Block]:
-    """Every ``code-block`` of *page*, a path from ``docs`` on, in its order."""
+def read_section(page: str, section: str) -> str:
+    """
+    The text below the heading *section*, up to the next heading of its level.
+
+    Args:
+        page: a path from ``docs`` on.
+        section: the heading, as the page writes it.
+
+    Raises:
+        ValueError: the page has no such heading.
+    """
     text = (DOCS / page).read_text(encoding="utf-8")
+    heading = re.search(rf"^{re.escape(section)}\n([-~^])\1+\n", text, re.MULTILINE)
+    if heading is None:
+        raise ValueError(f"{page} has no section {section!r}")
+    below = text[heading.end() :]
+    # Levels are drawn with -, ~ and ^, from the highest to the lowest.
+    marks = "-~^"[: "-~^".index(heading[1]) + 1].replace("-", r"\-").replace("^", r"\^")
+    return re.split(rf"^\S.*\n([{marks}])\1{{2,}}\n", below, flags=re.MULTILINE)[0]
+
+
+def read_blocks(page: str, section: str = "") -> list[Block]:
+    """Every ``code-block`` of *page*, or of one *section* of it, in its order."""
+    if section:
+        text = read_section(page, section)
+    else:
+        text = (DOCS / page).read_text(encoding="utf-8")
     found = re.finditer(
         r"(?:(?P<before>[^\n]*)\n\n)?"
         r"^\.\. code-block:: (?P<language>[\w+]+)\n(?:    :\w+:.*\n)*\n"

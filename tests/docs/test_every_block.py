@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,46 @@ def _languages(text: str) -> list[str]:
 def _pages_of_tests() -> set[str]:
     """Pages whose blocks a test reads, by the names that it gives them."""
     names: set[str] = set()
-    for path in _TESTS.rglob("test_*.py"):
-        source = path.read_text(encoding="utf-8")
-        if path == Path(__file__) or "read_blocks(" not in source:
-            continue
-        for node in ast.walk(ast.parse(source)):
+    for tree in _trees():
+        for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and str(node.value).endswith(".rst"):
                 names.add(str(node.value))
     return names
+
+
+def _sections_of_tests() -> dict[str, set[str]]:
+    """For each page that tests read section by section, the sections."""
+    sections: dict[str, set[str]] = {}
+    for tree in _trees():
+        values = {
+            ast.unparse(node.targets[0]): node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "read_blocks":
+                texts = [values.get(ast.unparse(each), each) for each in node.args]
+                names = [ast.literal_eval(e) for e in texts if _is_constant(e)]
+                if len(names) == 2:
+                    sections.setdefault(names[0], set()).add(names[1])
+    return sections
+
+
+def _trees() -> Iterator[ast.Module]:
+    for path in _TESTS.rglob("test_*.py"):
+        source = path.read_text(encoding="utf-8")
+        if path != Path(__file__) and "read_blocks(" in source:
+            yield ast.parse(source)
+
+
+def _is_constant(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant)
+
+
+def _sections(text: str) -> dict[str, str]:
+    """The sections of a page, by their headings."""
+    parts = re.split(r"^(\S.*)\n-{3,}\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def test_every_page_with_code_is_run_by_a_test():
@@ -49,6 +82,15 @@ def test_every_page_with_code_is_run_by_a_test():
     }
     assert len(with_code) > 30
     assert with_code - _pages_of_tests() == set()
+
+
+def test_every_section_with_code_is_run_where_tests_read_sections():
+    for name, named in _sections_of_tests().items():
+        sections = _sections((DOCS / name).read_text(encoding="utf-8"))
+        with_code = {
+            each for each in sections if _RUN.intersection(_languages(sections[each]))
+        }
+        assert with_code - named == set(), name
 
 
 def test_every_block_is_of_a_language_that_is_known():
