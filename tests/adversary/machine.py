@@ -193,7 +193,7 @@ class Adversary(RuleBasedStateMachine):
         if parked is None:
             return
         browser = world.browsers[name] if number % 3 == 0 else parked.browser
-        if browser is parked.browser:
+        if browser is parked.browser and parked.way is not None:
             world.step.ways[browser] = parked.way
         url = f"/smart/decide/{parked.key}/"
         if not choice:
@@ -392,6 +392,19 @@ class Adversary(RuleBasedStateMachine):
     def let_a_day_pass(self, server: str) -> None:
         """What is known of a server is out of date."""
         self.world.forget_discovery(server)
+
+    @move(name=VICTIM, number=SOME, is_home=PERHAPS)
+    def come_back_tomorrow(self, name: str, number: int, is_home: bool) -> None:
+        """A night passes; then a patient opens what they have connected."""
+        browser = self.world.browsers[name]
+        if not is_home:
+            self.world.sign_out(browser)
+        self.world.let_a_night_pass()
+        if browser.user is None:
+            self.world.sign_in(browser, "carla")
+        own = TokenGrant.objects.offline().filter(user_id=browser.user)
+        if (grant := _pick(list(own.order_by("pk")), number)) is not None:
+            self.world.open_connection(browser, grant)
 
     # What the attacker does
 

@@ -23,9 +23,11 @@ from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.models import Group, User
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
+from django.db.models import F
 from django.test import Client
 from django.utils import timezone
 
+from django_smart.launches.purge import purge
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -117,6 +119,8 @@ class Pending:
     #: signed in, lets the account sign in later.
     connects: bool = False
     lends: bool = False
+    #: Whether a night has passed since.
+    is_old: bool = False
 
     @property
     def query(self) -> dict[str, str]:
@@ -134,7 +138,7 @@ class Parked:
 
     key: str
     browser: Browser
-    way: Way
+    way: Way | None
 
 
 @dataclass(eq=False)
@@ -148,6 +152,8 @@ class Opened:
     patient: str | None
     identity: int | None
     is_live: bool = True
+    #: Whether a night has passed since, which ends every launch.
+    is_old: bool = False
 
 
 @dataclass
@@ -373,7 +379,7 @@ class World:
     def _get_way(self, browser: Browser, query: Mapping[str, str]) -> Way | None:
         """Whom the code and the state prove, if both are what they should be."""
         pending = self.get_pending(query.get("state", ""))
-        if pending is None:
+        if pending is None or pending.is_old:
             return None
         if pending.server == EVIL:
             # It knows every code of its own, but not the victims' cookies.
@@ -475,6 +481,29 @@ class World:
         self.post(browser, "/smart/connections/", identity=str(identity.pk))
         if identity.user_id == browser.user:
             self._withdraw(identity.pk)
+
+    def let_a_night_pass(self) -> None:
+        """Everything is a day older, and the site cleans up; nobody signs out."""
+        night = timedelta(days=1)
+        for model, names in (
+            (Launch, ("completed_at", "last_used_at", "expires_at")),
+            (TokenGrant, ("received_at", "expires_at", "refresh_due_at")),
+        ):
+            model.objects.update(**{name: F(name) - night for name in names})
+        for browser in self.browsers.values():
+            browser.is_fresh = False
+            session = browser.client.session
+            if noted := session.get("smart_signed_in"):
+                noted[1] -= night.total_seconds()
+                session["smart_signed_in"] = noted
+                session.save()
+        for opened in self.opened.values():
+            opened.is_live, opened.is_old = False, True
+        for pending in self.pending:
+            pending.is_old = True
+        for parked in self.parked:
+            parked.way = None
+        purge()
 
     def _withdraw(self, identity: int | None) -> None:
         if identity in self.connected:
@@ -741,6 +770,8 @@ class World:
         opened = self.opened.get(shown["key"])
         if opened is None or opened.browser is not browser:
             raise ViolationError(f"{browser.name} is shown what others have opened")
+        if opened.is_old:
+            raise ViolationError(f"{browser.name} is shown what was open yesterday")
         if opened.user != shown["user"]:
             raise ViolationError(
                 f"user {shown['user']} is shown what user {opened.user} has opened"
