@@ -139,6 +139,9 @@ class Finding:
     what: str
     fix: str
 
+    def __str__(self) -> str:
+        return f"{self.what} {self.fix}"
+
     @property
     def code(self) -> str:
         """That of the diagnosis."""

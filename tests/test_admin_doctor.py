@@ -260,7 +260,7 @@ def check(client: Client, url: str = "", **values: Any) -> Any:
         ({"ehr_scope": "patient/Patinet"}, "ehr_scope", "patient/Patinet"),
         ({"standalone_scope": "launch"}, "standalone_scope", "Use launch/patient"),
         ({"ehr_scope": "fhirUser"}, "ehr_scope", "fhirUser requires openid"),
-        ({"ehr_scope": "patient/Patient.read"}, "__all__", "use patient/Patient.rs"),
+        ({"ehr_scope": "patient/Patient.read"}, "__all__", "Use patient/Patient.rs"),
         (
             {"token_endpoint_auth_method": "none", "system_scope": "system/*.rs"},
             "token_endpoint_auth_method",

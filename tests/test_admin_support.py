@@ -66,7 +66,7 @@ def test_server_is_asked_and_what_it_said_is_kept(
             {"token_endpoint_auth_methods_supported": ["private_key_jwt"]},
             "it supports private_key_jwt",
         ),
-        ({"capabilities": ["launch-ehr", "permission-v1"]}, "end it in .read"),
+        ({"capabilities": ["launch-ehr", "permission-v1"]}, "End it in .read"),
     ],
 )
 def test_what_the_server_lacks_is_refused_with_the_fix(

@@ -93,6 +93,14 @@ class ServerHealth:
             return timedelta(0)
         return max(self.read_at - self.oldest_due_at, timedelta(0))
 
+    @property
+    def many_failing(self) -> bool:
+        """Whether more grants fail than single users' troubles explain."""
+        return (
+            self.offline_failing >= _SOME_FAILING
+            and self.offline_failing > self.offline * _SHARE_FAILING
+        )
+
     def get_status(self, *, overdue_after: timedelta, many_lost: int) -> str:
         """
         What is wrong, the cause before its effects; ``ok`` if nothing is.
@@ -109,11 +117,7 @@ class ServerHealth:
             return "ehr_paused"
         if is_overdue:
             return "overdue"
-        is_failing = (
-            self.offline_failing >= _SOME_FAILING
-            and self.offline_failing > self.offline * _SHARE_FAILING
-        )
-        return "failing" if is_failing else "ok"
+        return "failing" if self.many_failing else "ok"
 
 
 def read_health(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
+from ..diagnoses import Finding, build_finding
 from ..exceptions import UnsupportedServerError
 from ..models import ClientRegistration, FHIRServer, Launch
 from ..protocol.capabilities import Capability
@@ -14,7 +14,6 @@ from ..protocol.scopes import ScopeSet
 from .discovery import fetch_configuration
 
 __all__ = [
-    "Problem",
     "ask_and_check",
     "check_backend_service",
     "check_launch",
@@ -30,25 +29,6 @@ _CLIENT_TYPES = {
     _AuthMethod.CLIENT_SECRET_POST: Capability.CLIENT_CONFIDENTIAL_SYMMETRIC,
     _AuthMethod.PRIVATE_KEY_JWT: Capability.CLIENT_CONFIDENTIAL_ASYMMETRIC,
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """
-    A feature that a registration needs but its server does not support.
-
-    Attributes:
-        code: a stable identifier.
-        what: what is missing, as text without a period.
-        fix: how to fix it, likewise.
-    """
-
-    code: str
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.fix}."
 
 
 def check_registration(
@@ -67,7 +47,7 @@ def check_registration(
 
 def find_problems(
     registration: ClientRegistration, configuration: SMARTConfiguration
-) -> list[Problem]:
+) -> list[Finding]:
     """Return why :func:`check_registration` refuses *registration*, if it does."""
     problems = list(_find_client_problems(registration, configuration))
     if registration.is_for_launches:
@@ -148,137 +128,130 @@ def check_backend_service(
     )
 
 
-def _refuse(problems: list[Problem]) -> None:
+def _refuse(problems: list[Finding]) -> None:
     if problems:
         raise UnsupportedServerError(" ".join(map(str, problems)))
 
 
 def _find_client_problems(
     registration: ClientRegistration, configuration: SMARTConfiguration
-) -> Iterator[Problem]:
+) -> Iterator[Finding]:
     method = registration.token_endpoint_auth_method
     methods = configuration.token_endpoint_auth_methods_supported
     types = [each for each in set(_CLIENT_TYPES.values()) if configuration.has(each)]
     # A public client does not authenticate, so servers need not list "none".
     if methods:
         if method not in (_AuthMethod.NONE, *methods):
-            yield Problem(
-                code="method_not_offered",
+            yield build_finding(
+                "method_not_offered",
                 what="The server does not support the authentication method "
-                f"{method}; it supports {', '.join(methods)}",
-                fix="register the client, there and here, for one of these",
+                f"{method}; it supports {', '.join(methods)}.",
             )
     elif types and _CLIENT_TYPES[_AuthMethod(method)] not in types:
-        yield Problem(
-            code="method_not_offered",
+        yield build_finding(
+            "method_not_offered",
             what=f"The server does not support the authentication method {method}: "
             "its capabilities do not include "
             f"{_CLIENT_TYPES[_AuthMethod(method)]}, only "
-            f"{', '.join(sorted(types))}",
-            fix="register the client for one of these",
+            f"{', '.join(sorted(types))}.",
         )
     algorithms = configuration.token_endpoint_auth_signing_alg_values_supported
     algorithm = registration.signing_algorithm
     if registration.uses_private_key and algorithms and algorithm not in algorithms:
-        yield Problem(
-            code="algorithm_not_offered",
+        yield build_finding(
+            "algorithm_not_offered",
             what=f"The server does not accept {algorithm} signatures; it accepts "
-            f"{', '.join(algorithms)}",
-            fix="change the registration's signing algorithm",
+            f"{', '.join(algorithms)}.",
         )
 
 
 def _find_authorization_problems(
     configuration: SMARTConfiguration,
-) -> Iterator[Problem]:
+) -> Iterator[Finding]:
     if not configuration.authorization_endpoint:
-        yield Problem(
-            code="authorization_endpoint_missing",
+        yield build_finding(
+            "authorization_endpoint_missing",
             what="The server does not name the authorization_endpoint that "
-            "launches require",
-            fix="if its vendor documents one, enter it in the server's overrides",
+            "launches require.",
         )
     methods = configuration.code_challenge_methods_supported
     # An old server that lists nothing is sent S256; "plain" is never used.
     if methods and not configuration.supports_s256:
-        yield Problem(
-            code="s256_not_offered",
+        yield build_finding(
+            "s256_not_offered",
             what=f"The server supports the code challenge {', '.join(methods)} but "
-            "not S256 (DISC-08)",
-            fix="ask the server's operator to enable S256; if it works but is not "
-            "advertised, list it in the server's overrides",
+            "not S256.",
         )
     yield from _find_grant_type_problems("authorization_code", configuration)
 
 
 def _find_grant_type_problems(
     grant_type: str, configuration: SMARTConfiguration
-) -> Iterator[Problem]:
+) -> Iterator[Finding]:
     offered = configuration.grant_types_supported
     if offered and grant_type not in offered:
-        yield Problem(
-            code="grant_type_not_offered",
+        yield build_finding(
+            "grant_type_not_offered",
             what=f"The server does not support the grant type {grant_type}; it "
-            f"supports {', '.join(offered)}",
-            fix="remove the scopes that need it",
+            f"supports {', '.join(offered)}.",
         )
 
 
 def _find_mode_problems(
     kind: str, configuration: SMARTConfiguration
-) -> Iterator[Problem]:
+) -> Iterator[Finding]:
     modes = {
         Launch.Kind.EHR: (Capability.LAUNCH_EHR, "EHR"),
         Launch.Kind.STANDALONE: (Capability.LAUNCH_STANDALONE, "standalone"),
     }
     capability, name = modes[Launch.Kind(kind)]
     if configuration.capabilities and not configuration.has(capability):
-        yield Problem(
-            code=f"{name.lower()}_launch_not_offered",
+        yield build_finding(
+            f"{name.lower()}_launch_not_offered",
             what=f"The server does not support {name} launches: its capabilities do "
-            f"not include {capability}",
-            fix=f"clear the registration's scope for {name} launch, or ask the "
-            "server's operator to enable it",
+            f"not include {capability}.",
+            fix=f"Clear the registration's scope for {name} launch, or ask the "
+            "server's operator to enable it.",
         )
 
 
 def _find_scope_problems(
     server: FHIRServer, configuration: SMARTConfiguration, scope: str
-) -> Iterator[Problem]:
+) -> Iterator[Finding]:
     scopes = ScopeSet.parse(scope)
     v1 = [each.text for each in scopes.resource_scopes if each.is_v1]
     v2 = [each.text for each in scopes.resource_scopes if not each.is_v1]
     takes_v1 = configuration.has(Capability.PERMISSION_V1)
     takes_v2 = configuration.has(Capability.PERMISSION_V2)
     if v2 and server.quirks.scope_syntax == "v1":
-        yield Problem(
-            code="v2_scopes_not_offered",
+        yield build_finding(
+            "v2_scopes_not_offered",
             what=f"The server is set to version 1 scopes, but {v2[0]} is a version "
-            "2 scope",
-            fix="end it in .read, .write or .*, or set the server's scope syntax to v2",
+            "2 scope.",
+            fix="End it in .read, .write or .*, or set the server's scope syntax to "
+            "v2.",
         )
     elif v2 and takes_v1 and not takes_v2:
-        yield Problem(
-            code="v2_scopes_not_offered",
+        yield build_finding(
+            "v2_scopes_not_offered",
             what="The server supports only version 1 scopes (permission-v1), but "
-            f"{v2[0]} is a version 2 scope",
-            fix="end it in .read, .write or .*",
+            f"{v2[0]} is a version 2 scope.",
+            fix="End it in .read, .write or .*.",
         )
     if v1 and takes_v2 and not takes_v1:
-        yield Problem(
-            code="v1_scopes_not_offered",
+        yield build_finding(
+            "v1_scopes_not_offered",
             what="The server supports only version 2 scopes (permission-v2), but "
-            f"{v1[0]} is a version 1 scope",
-            fix=f"use {ScopeSet.parse(v1[0]).to_v2()}",
+            f"{v1[0]} is a version 1 scope.",
+            fix=f"Use {ScopeSet.parse(v1[0]).to_v2()}.",
         )
     if (
         "online_access" in scopes
         and configuration.has(Capability.PERMISSION_OFFLINE)
         and not configuration.has(Capability.PERMISSION_ONLINE)
     ):
-        yield Problem(
-            code="online_access_not_offered",
+        yield build_finding(
+            "online_access_not_offered",
             what="The server does not support online_access: its capabilities "
-            "include only permission-offline",
-            fix="request offline_access, or neither",
+            "include only permission-offline.",
         )

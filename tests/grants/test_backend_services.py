@@ -317,7 +317,7 @@ def test_busy_server_is_asked_a_second_time_with_a_new_assertion(
     [
         (
             {"token_endpoint_auth_methods_supported": ["client_secret_basic"]},
-            "register the client",
+            "Register the client",
         ),
         (
             {"token_endpoint_auth_signing_alg_values_supported": ["RS384"]},

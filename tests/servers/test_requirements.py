@@ -72,7 +72,7 @@ def test_method_that_the_server_does_not_offer_is_refused(method):
     )
     message = refusal_of(registration, OFFERED)
     assert f"does not support the authentication method {method}" in message
-    assert "it supports client_secret_post: register the client" in message
+    assert "it supports client_secret_post. Register the client" in message
 
 
 @pytest.mark.compliance("CAPS-01", "TOK-20")
@@ -99,7 +99,7 @@ def test_without_a_list_of_methods_the_capabilities_tell_the_types(method, capab
     } - {capability}
     message = refusal_of(registration, replace(silent, capabilities=frozenset(others)))
     assert f"do not include {capability}" in message
-    assert "register the client for one of these" in message
+    assert "Register the client, there and here, for one of these" in message
 
 
 @pytest.mark.compliance("DISC-11")
@@ -112,7 +112,7 @@ def test_signing_algorithm_that_the_server_does_not_take_is_refused():
         token_endpoint_auth_methods_supported=("private_key_jwt",),
         token_endpoint_auth_signing_alg_values_supported=("ES384",),
     )
-    assert "it accepts ES384: " in refusal_of(registration, offered)
+    assert "it accepts ES384. " in refusal_of(registration, offered)
     registration.signing_algorithm = "ES384"
     check_registration(registration, offered)
     # Without a key the list does not matter.
@@ -152,7 +152,7 @@ def test_launch_that_the_server_does_not_offer_is_refused(column, kind, capabili
     check_registration(registration, CAPABLE)
     message = refusal_of(registration, lacking)
     assert (
-        f"capabilities do not include {capability}: clear the registration" in message
+        f"capabilities do not include {capability}. Clear the registration" in message
     )
 
     launch = Launch(registration=registration, kind=kind, scope_asked="launch/patient")
@@ -186,11 +186,11 @@ def test_grant_type_that_the_server_does_not_offer_is_refused(column, grant_type
 @pytest.mark.parametrize(
     ("offered", "scope", "fix"),
     [
-        ({"permission-v1"}, "user/Patient.rs", "end it in .read"),
-        ({"permission-v1"}, "patient/Patient.s?name=x", "end it in .read"),
-        ({"permission-v2"}, "user/Patient.read", "use user/Patient.rs"),
-        ({"permission-v2"}, "patient/*.*", "use patient/*.cruds"),
-        ({"permission-offline"}, "online_access", "request offline_access"),
+        ({"permission-v1"}, "user/Patient.rs", "End it in .read"),
+        ({"permission-v1"}, "patient/Patient.s?name=x", "End it in .read"),
+        ({"permission-v2"}, "user/Patient.read", "Use user/Patient.rs"),
+        ({"permission-v2"}, "patient/*.*", "Use patient/*.cruds"),
+        ({"permission-offline"}, "online_access", "Request offline_access"),
         ({"permission-v1"}, "user/Patient.read", ""),
         ({"permission-v2"}, "user/Patient.rs", ""),
         ({"permission-v1", "permission-v2"}, "user/A.read user/B.rs", ""),
@@ -217,7 +217,7 @@ def test_server_that_is_set_to_version_1_is_asked_for_version_1():
         server__quirks={"scope_syntax": "v1"}, ehr_scope="launch user/Patient.rs"
     )
     message = refusal_of(registration, OFFERED)
-    assert "user/Patient.rs is a version 2 scope: end it in .read" in message
+    assert "user/Patient.rs is a version 2 scope. End it in .read" in message
     registration.ehr_scope = "launch user/Patient.read"
     check_registration(registration, OFFERED)
 
@@ -243,4 +243,4 @@ def test_refusal_names_everything_that_is_lacking():
     ):
         assert each in message
     # Each with what to do about it.
-    assert message.count(": ") >= 5
+    assert message.count(". ") >= 9

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from celery import current_app
-from django.db.models import Count, Max, Min
 from django.utils import timezone, translation
 
 from ...conf import conf
 from ...diagnoses import Finding, Severity, build_finding
 from ...grants.deployment import is_owner
 from ...models import ClientRegistration, SigningKey, TaskRun, TokenGrant
-from ...models.clock import DatabaseNow
 from ...models.task_run import REFRESH, ROTATE_KEYS
 from ...servers.signing_keys import OVERLAP
+from ..monitoring import read_health
 from .findings import collect
 
 __all__ = ["examine_background"]
@@ -25,7 +24,6 @@ _LATE = timedelta(minutes=5)
 # Rotation is checked every fifteen minutes.
 _LATE_ROTATION = timedelta(hours=1)
 _LATE_REVOCATION = timedelta(minutes=15)
-_MANY_FAILURES = 5
 # Seconds for the broker to be reached, and for workers to answer.
 _BROKER, _ANSWER = 3, 1.0
 _START = (
@@ -42,7 +40,6 @@ def examine_background() -> list[Finding]:
         *collect("workers", _find_silence, now),
         *collect("stopped registrations", _find_stopped_registrations),
         *collect("due grants", _find_late_grants),
-        *collect("failing grants", _find_failing_grants),
         *collect("revocations", _find_late_revocations, now),
     ]
 
@@ -119,25 +116,21 @@ def _find_silence(now: datetime) -> Iterator[Finding]:
 
 def _build_silence(tasks: str, *, workers: int, is_new: bool) -> Finding:
     responds = {0: "No Celery worker responds", 1: "1 Celery worker responds"}
-    what = (
-        f"{responds.get(workers, f'{workers} Celery workers respond')}"
-        f"{', but beat is not running or lacks these tasks' if workers else ''}; "
-        f"scheduled tasks that have not run: {tasks}."
-    )
+    what = responds.get(workers, f"{workers} Celery workers respond")
     if is_new:
         return build_finding(
             "beat_missing",
             severity=Severity.NOTE,
-            what=what.replace("is not", "has just been started, is not"),
+            what=f"{what}, but beat has just been started, is not running or lacks "
+            f"these tasks; scheduled tasks that have not run: {tasks}.",
             fix="If beat has just been started, run smart_doctor again in a "
             f"minute. If not: {_START}.",
         )
+    if workers:
+        what += ", but beat is not running or lacks these tasks"
     return build_finding(
         "beat_missing",
-        what=what,
-        fix=f"{_START}, under a process manager that restarts them. Without a "
-        "broker, run smart_refresh every minute, “smart_keys rotate --due” "
-        "every hour and smart_purge every day from cron.",
+        what=f"{what}; scheduled tasks that have not run: {tasks}.",
     )
 
 
@@ -154,7 +147,7 @@ def _examine_broker() -> list[Finding]:
     """Whether the site's broker can be reached; a site with cron has none."""
     if not current_app.conf.broker_url or current_app.conf.task_always_eager:
         return []
-    url, fix = "", "Start the broker, and check its URL in CELERY_BROKER_URL."
+    url, fix = "", ""
     try:
         with current_app.connection_for_write() as connection:
             url = f" at {connection.as_uri()}"  # without its password
@@ -183,52 +176,28 @@ def _find_stopped_registrations() -> Iterator[Finding]:
             subject=registration.server.slug,
             what=f"Registration {registration.pk} was stopped at "
             f"{_format(since)}: {reason}.",
-            fix="Fix the cause, then run smart_refresh --resume "
-            f"{registration.server.slug}.",
         )
 
 
 def _find_late_grants() -> Iterator[Finding]:
     if not is_owner():
-        yield build_finding(
-            "deployment_not_adopted",
-            what="The grants in this database belong to another deployment, or are "
-            "on hold.",
-            fix="If this deployment should refresh them, run smart_refresh "
-            "--adopt. Do not do this on a staging site.",
-        )
+        yield build_finding("deployment_not_adopted")
         return
-    late = TokenGrant.objects.refreshable().filter(
-        refresh_due_at__lte=DatabaseNow(-_LATE)
-    )
-    found = late.aggregate(number=Count("pk"), since=Min("refresh_due_at"))
-    if found["number"]:
-        yield build_finding(
-            "refresh_overdue",
-            what=f"{found['number']} grants are overdue for a refresh, the oldest "
-            f"since {_format(found['since'])}.",
-            fix="Run smart_refresh now. Check that beat and enough workers are "
-            "running, and look for servers that are down in their logs.",
-        )
-
-
-def _find_failing_grants() -> Iterator[Finding]:
-    rows = (
-        TokenGrant.objects.refreshable()
-        .filter(refresh_failures__gte=_MANY_FAILURES)
-        .order_by("registration__server__slug")
-        .values("registration__server__slug")
-        .annotate(number=Count("pk"), error=Max("last_error"))
-    )
-    for row in rows:
-        yield build_finding(
-            "refresh_failing",
-            subject=row["registration__server__slug"],
-            what=f"Refreshing keeps failing for {row['number']} grants "
-            f"({row['error'] or 'unknown'}).",
-            fix="Look up the error code in the reference, fix the other problems "
-            "reported for this server, then run smart_refresh.",
-        )
+    for one in read_health(active_only=True).values():
+        if one.overdue > _LATE and one.oldest_due_at:
+            yield build_finding(
+                "refresh_overdue",
+                subject=one.slug,
+                what=f"{one.due} grants are due for a refresh, the oldest since "
+                f"{_format(one.oldest_due_at)}.",
+            )
+        if one.many_failing:
+            yield build_finding(
+                "refresh_failing",
+                subject=one.slug,
+                what=f"Refreshing keeps failing for {one.offline_failing} grants "
+                f"({one.last_error or 'unknown'}).",
+            )
 
 
 def _find_late_revocations(now: datetime) -> Iterator[Finding]:
@@ -240,9 +209,6 @@ def _find_late_revocations(now: datetime) -> Iterator[Finding]:
             "revocation_overdue",
             what=f"{count} grants ended more than 15 minutes ago and are not yet "
             "revoked at the EHR.",
-            fix="Run smart_refresh, and check its log for a server that is down. "
-            "Beat runs refresh_due_grants every 10 seconds. Without Celery, cron must "
-            "run smart_refresh.",
         )
 
 

@@ -46,7 +46,4 @@ def build_unexamined(part: str, error: Exception) -> Finding:
         "not_examined",
         what=f"The {part} could not be examined: {type(error).__name__}"
         f"{f': {text}' if text else ''}.",
-        fix="Fix the other reported problems, then run smart_doctor again. If "
-        "this finding remains, report it with the traceback that the logger "
-        "django_smart writes at level DEBUG.",
     )

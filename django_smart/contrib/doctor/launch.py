@@ -183,8 +183,6 @@ def _open_landing_page(browser: _Browser, url: str) -> Iterator[Finding]:
         yield build_finding(
             "launch_broken",
             what=f"{what} does not have {lost}.",
-            fix="Compare the middleware with the documentation: SMARTMiddleware is "
-            "the first, and nothing ends the session or changes the path.",
         )
     elif browser.is_framed and (fault := _find_frame_fault(response)):
         yield build_finding(
@@ -214,13 +212,7 @@ def _find_error_page_fault(browser: _Browser) -> Iterator[Finding]:
     elif page and not all(
         escape(each) in shown for each in (get_title(page, ""), get_advice(page, ""))
     ):
-        yield build_finding(
-            "error_page_broken",
-            what="The error page shows no title or no advice.",
-            fix="Define {% block title %} and {% block content %} in the site's "
-            "django_smart/base.html or in the template it extends; the pages "
-            "fill them.",
-        )
+        yield build_finding("error_page_broken")
 
 
 def _build_broken(what: str, response: Any, *, code: str = "launch_broken") -> Finding:
@@ -320,8 +312,6 @@ def find_unrequested_scopes() -> Iterator[Finding]:
                 "scopes_not_requested",
                 what=f"The view at {route} requires {required}, which no active "
                 f"registration requests: {min(missing, key=len)} is missing.",
-                fix="Add the scopes to a registration and to the vendor's form, or "
-                "require less.",
             )
 
 

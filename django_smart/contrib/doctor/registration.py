@@ -9,6 +9,7 @@ import copy
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import quote_plus, urlsplit
 
 from django.conf import settings
@@ -17,7 +18,6 @@ from django.http.request import validate_host
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
-from django.utils.text import capfirst
 
 from ...checks.structure import find_classes
 from ...conf import conf
@@ -63,24 +63,14 @@ def examine_registration(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> list[Finding]:
     """Hold *registration* against *configuration*, and try its credentials."""
-    findings = [
-        build_finding(
-            problem.code,
-            what=f"{problem.what}.",
-            fix=f"{capfirst(problem.fix)}.",
-        )
-        for problem in find_problems(registration, configuration)
-    ]
+    findings = find_problems(registration, configuration)
     codes = {each.code for each in findings}
     both = registration, configuration
-    findings += collect("scopes", _find_scopes_not_offered, *both)
-    findings += collect("patient", _find_missing_launch_patient, *both)
-    findings += collect("refresh", _find_refresh_faults, *both)
-    findings += collect("redirect URI", _find_redirect_fault, registration)
-    findings += collect("callback", _find_shared_callback, registration)
-    findings += collect("landing page", _find_missing_landing_page, registration)
-    findings += collect("sign-in", _find_missing_openid, registration)
-    findings += collect("cookies", _find_cookie_faults, registration)
+    findings += collect("scopes", _find_scope_faults, *both)
+    if registration.is_for_launches:
+        findings += collect("redirect URI", _find_redirect_fault, registration)
+        findings += collect("callback", _find_shared_callback, registration)
+        findings += collect("landing page", _find_missing_landing_page, registration)
     is_refused = codes & {"method_not_offered", "algorithm_not_offered"}
     if not is_refused and not has_unreadable_secret(registration):
         findings += collect("credentials", _try_credentials, *both)
@@ -88,80 +78,53 @@ def examine_registration(
     return findings
 
 
-def _find_scopes_not_offered(
+def _find_scope_faults(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
+    scope = f"{registration.ehr_scope} {registration.standalone_scope}"
+    wanted = ScopeSet.parse(f"{scope} {registration.system_scope}")
     offered = ScopeSet.parse(" ".join(configuration.scopes_supported or ()))
+    missing = str(offered.missing(wanted)).split()
+    # Reported with refreshing, and more precisely.
+    missing = [each for each in missing if not each.endswith("_access")]
     # The list need not be exhaustive; one without scopes for data, such as Epic's, only
     # has what is granted to every app.
-    if not offered.resource_scopes:
-        return
-    wanted = ScopeSet.parse(
-        f"{registration.ehr_scope} {registration.standalone_scope} "
-        f"{registration.system_scope}"
-    )
-    missing = offered.missing(wanted)
-    # Reported with refreshing, and more precisely.
-    names = [each for each in str(missing).split() if not each.endswith("_access")]
-    if names:
+    if missing and offered.resource_scopes:
         yield build_finding(
             "scopes_not_offered",
             what="The server does not list these scopes of the registration as "
-            f"supported: {', '.join(names)}.",
-            fix="Remove them, correct their spelling, or enable them for this client "
-            "in the vendor's form.",
+            f"supported: {', '.join(missing)}.",
         )
-
-
-def _find_missing_launch_patient(
-    registration: ClientRegistration, configuration: SMARTConfiguration
-) -> Iterator[Finding]:
-    scopes = ScopeSet.parse(registration.standalone_scope)
+    standalone = ScopeSet.parse(registration.standalone_scope)
     if (
-        scopes.are_for_patient
-        and "launch/patient" not in scopes
+        standalone.are_for_patient
+        and "launch/patient" not in standalone
         # Others may refuse the scope, and choose a patient in any case.
         and configuration.has(Capability.CONTEXT_STANDALONE_PATIENT)
         and not registration.server.quirks.patient_from_fhir_user
     ):
-        yield build_finding(
-            "launch_patient_missing",
-            what="The scope for standalone launch has patient/ scopes, but not "
-            "launch/patient, which the server supports.",
-            fix="Add launch/patient, unless the server names a patient without it.",
-        )
-
-
-def _find_refresh_faults(
-    registration: ClientRegistration, configuration: SMARTConfiguration
-) -> Iterator[Finding]:
-    if not registration.is_for_launches:
-        return
-    scopes = ScopeSet.parse(f"{registration.ehr_scope} {registration.standalone_scope}")
-    if "offline_access" in scopes:
+        yield build_finding("launch_patient_missing")
+    if "offline_access" in wanted:
         # SMART App Launch lists no refresh_token in grant_types_supported.
         offers = configuration.has(Capability.PERMISSION_OFFLINE)
         if configuration.capabilities and not offers:
-            yield build_finding(
-                "refresh_not_offered",
-                what="The registration requests offline_access, but the server "
-                "does not support it: its capabilities do not include "
-                "permission-offline.",
-                fix="Ask the vendor to enable it for this client, or remove "
-                "offline_access.",
-            )
-    elif "online_access" not in scopes and (reason := _expects_refresh(registration)):
+            yield build_finding("refresh_not_offered")
+    elif "online_access" not in wanted and (reason := _expects_refresh(registration)):
         yield build_finding(
             "offline_access_missing",
             what=f"A refresh is expected because {reason}, but the registration "
             "does not request offline_access.",
-            fix="Add offline_access to the scope for standalone launch or EHR "
-            "launch. If nothing is read in the background, clear the server's "
-            "refresh token lifetime.",
         )
+    scopes = (registration.ehr_scope, registration.standalone_scope)
+    if find_classes(settings.MIDDLEWARE, LoginRequiredMiddleware) and any(
+        each and "openid" not in each.split() for each in scopes
+    ):
+        yield build_finding("openid_missing")
 
 
 def _expects_refresh(registration: ClientRegistration) -> str:
+    if not registration.is_for_launches:
+        return ""
     if registration.server.quirks.refresh_token_lifetime is not None:
         return "the server has a refresh token lifetime"
     offline = TokenGrant.objects.active().offline()
@@ -171,8 +134,6 @@ def _expects_refresh(registration: ClientRegistration) -> str:
 
 
 def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
-    if not registration.is_for_launches:
-        return
     own = {"callback_id": registration.callback_id} if registration.callback_id else {}
     try:
         path = reverse("django_smart:callback", kwargs=own)
@@ -206,8 +167,6 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
 
 
 def _find_missing_landing_page(registration: ClientRegistration) -> Iterator[Finding]:
-    if not registration.is_for_launches:
-        return
     page = registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
     try:
         path = urlsplit(resolve_url(page)).path
@@ -227,42 +186,25 @@ def _find_missing_landing_page(registration: ClientRegistration) -> Iterator[Fin
             "landing_page_missing",
             severity=severity,
             what=f"There is no page at {path}, where people are sent after a launch.",
-            fix="Set SMART_LAUNCH_REDIRECT_URL, or the registration's landing page, "
-            "to a path or URL name of this site, or add a view for that path.",
-        )
-
-
-def _find_missing_openid(registration: ClientRegistration) -> Iterator[Finding]:
-    scopes = (registration.ehr_scope, registration.standalone_scope)
-    if find_classes(settings.MIDDLEWARE, LoginRequiredMiddleware) and any(
-        scope and "openid" not in scope.split() for scope in scopes
-    ):
-        yield build_finding(
-            "openid_missing",
-            what="LoginRequiredMiddleware requires a sign-in, and launches of "
-            f"registration {registration.pk} sign no one in, because it does not "
-            "request openid.",
-            fix='Add "openid fhirUser" to the scopes of the registration.',
         )
 
 
 def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]:
-    if not registration.callback_group:
-        return
+    is_secure = get_site_url(registration).startswith("https:")
+    if registration.server.frame_origins and not is_secure:
+        yield build_finding("cookies_unfit_for_frames")
     others = (
         ClientRegistration.objects.active()
         .filter(callback_group=registration.callback_group)
         .exclude(server=registration.server_id)
         .values_list("server__slug", flat=True)
     )
-    if others:
+    if registration.callback_group and others:
         yield build_finding(
             "callback_shared",
             what="The registration shares its redirect URI with those at "
             f"{', '.join(sorted(others))} (callback group "
             f"{registration.callback_group}).",
-            fix="If the vendor allows a redirect URI for each registration, give "
-            "this one its own callback ID and clear its callback group.",
         )
 
 
@@ -284,18 +226,6 @@ def _get_hosts() -> list[str]:
     return hosts or ([".localhost", "127.0.0.1", "[::1]"] if settings.DEBUG else hosts)
 
 
-def _find_cookie_faults(registration: ClientRegistration) -> Iterator[Finding]:
-    if not registration.server.frame_origins:
-        return
-    if not get_site_url(registration).startswith("https:"):
-        yield build_finding(
-            "cookies_unfit_for_frames",
-            what="The server may show this site in a frame, but this site is not "
-            "https.",
-            fix="Serve this site over https.",
-        )
-
-
 def _try_credentials(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
@@ -310,78 +240,53 @@ def _try_credentials(
     try:
         answer = _ask_for_tokens(registration, url)
         if what := _find_wrong_answer(answer):
-            yield build_finding(
-                "endpoint_wrong",
-                what=f"The token endpoint {what}.",
-                fix="Try again later. If the problem remains, contact the "
-                "server's operator, or correct the token endpoint on the "
-                "server's admin page if it was set manually.",
-            )
-            return
-        yield from _judge_credentials(registration, url, answer)
+            yield build_finding("endpoint_wrong", what=f"The token endpoint {what}.")
+        elif not _has_worked(registration):
+            yield from _judge_credentials(registration, url, answer)
     except CredentialsError as exc:
-        yield _explain_credentials(registration, exc)
+        fix = _get_missing_secret_fix(registration)
+        yield build_finding("credentials_unusable", what=str(exc), fix=fix)
     except TransportError as exc:
         yield build_finding(
             "endpoint_unreachable",
             what=f"The token endpoint cannot be reached: {exc}.",
-            fix="Check that this machine can connect to its host, which may "
-            "differ from the FHIR server's. If it can, contact the server's "
-            "operator.",
         )
 
 
 def _judge_credentials(
     registration: ClientRegistration, url: str, answer: HTTPResponse
 ) -> Iterator[Finding]:
-    if _has_worked(registration):
-        return
     refusal = _find_refusal(answer)
     if not registration.is_for_launches:
         # It has asked for tokens of its own, not with a code.
         if error := _read_error(answer):
-            reason = getattr(error, "error", "") or refusal or error.code
-            yield _build_refused(registration, reason, "for a token of its own")
-        return
-    if not refusal:
-        if _is_refused(registration, url):
-            return
-        yield build_finding(
-            "credentials_unproven",
-            what="The token endpoint responds to a nonexistent client exactly as "
-            "to this one, so it is unknown whether it accepts this client.",
-            fix="Launch once. If the server refuses the client, the error code is "
-            "invalid_client.",
-        )
-        return
-    if not _find_refusal(
+            yield _build_refused(
+                registration, getattr(error, "error", "") or refusal or error.code
+            )
+    elif not refusal:
+        if not _is_refused(registration, url):
+            yield build_finding("credentials_unproven")
+    elif _find_refusal(
         _ask_for_tokens(registration, url, refresh=True)
-    ) and _is_refused(registration, url, refresh=True):
-        return  # This client is accepted; to a wrong code it says the same.
-    yield _build_refused(
-        registration,
-        refusal,
-        "with a nonexistent code, and refuses either the client or every such code",
-    )
+    ) or not _is_refused(registration, url, refresh=True):
+        # Otherwise this client is accepted; to a wrong code it says the same.
+        yield _build_refused(registration, refusal)
 
 
-def _build_refused(
-    registration: ClientRegistration, reason: str, request: str
-) -> Finding:
+def _build_refused(registration: ClientRegistration, reason: str) -> Finding:
     fix = _get_credentials_fix(registration)
     if reason == _GATEWAY:
         fix = (
             "Ask the EHR whether a gateway or firewall in front of its token endpoint "
             f"refuses this site's requests. {fix}"
         )
+    if registration.is_for_launches:
+        fix = f"Launch once; if that succeeds, the client is accepted. Otherwise: {fix}"
     return build_finding(
         "credentials_refused",
         what=f"The token endpoint responds with {reason} to a request of this "
-        f"client (authentication: {registration.token_endpoint_auth_method}) "
-        f"{request}.",
-        fix=fix
-        if not registration.is_for_launches
-        else f"Launch once; if that succeeds, the client is accepted. Otherwise: {fix}",
+        f"client (authentication: {registration.token_endpoint_auth_method}).",
+        fix=fix,
     )
 
 
@@ -466,48 +371,36 @@ def _find_wrong_answer(answer: HTTPResponse) -> str:
 def _get_credentials_fix(registration: ClientRegistration) -> str:
     if registration.uses_private_key:
         return (
-            "Enter this site's JWK Set URL in the vendor's form, or upload "
-            "the output of smart_keys export, and wait until the server has "
-            "read it. Check the client ID."
+            "Enter this site's JWK Set URL in the vendor's form, or upload the output "
+            "of smart_keys export, and wait until the server has read it. Check the "
+            "client ID."
         )
     if registration.token_endpoint_auth_method == _AuthMethod.NONE:
         return (
-            "Check the client ID, and register the client as public at the "
-            "vendor; or enter the secret and authentication method that it "
-            "was given."
+            "Check the client ID, and register the client as public at the vendor, or "
+            "enter the secret and authentication method that it was given."
         )
     return (
-        "Check the client ID and authentication method in the vendor's form, "
-        "and enter the client secret again. Some vendors activate a new "
-        "secret only after a few minutes."
+        "Check the client ID and authentication method in the vendor's form, and enter "
+        "the client secret again. Some vendors activate a new secret only after a few "
+        "minutes."
     )
 
 
-def _explain_credentials(
-    registration: ClientRegistration, error: CredentialsError
-) -> Finding:
+def _get_missing_secret_fix(registration: ClientRegistration) -> str:
     if registration.uses_private_key:
-        return build_finding(
-            "key_missing",
-            what=f"Token requests cannot be signed: {error}",
-            fix="Run smart_keys generate --algorithm "
-            f"{registration.signing_algorithm}, and let the server read the "
-            "JWK Set.",
+        return (
+            f"Run smart_keys generate --algorithm {registration.signing_algorithm}, "
+            "and let the server read the JWK Set."
         )
     if variable := registration.client_secret_env:
-        fix = (
+        return (
             f"Set {variable} in the environment of web processes and workers, "
             "and of this command."
         )
-    elif path := registration.client_secret_file:
-        fix = f"Put the secret into {path}, readable by this site's processes."
-    else:
-        fix = "Enter the client secret on the registration's admin page."
-    return build_finding(
-        "secret_missing",
-        what=f"The client secret is unavailable: {error}",
-        fix=fix,
-    )
+    if path := registration.client_secret_file:
+        return f"Put the secret into {path}, readable by this site's processes."
+    return "Enter the client secret on the registration's admin page."
 
 
 def _try_other_form(
@@ -520,44 +413,36 @@ def _try_other_form(
     client is accepted; every other answer proves nothing.
     """
     url = configuration.token_endpoint
+    quirks = registration.server.quirks
+    encoding = "raw" if quirks.basic_credentials == "form_encoded" else "form_encoded"
     other = copy.copy(registration)
-    server = other.server = copy.copy(registration.server)
-    current = server.quirks
-    encoding = "raw" if current.basic_credentials == "form_encoded" else "form_encoded"
-    server.quirks = current.replace(
+    other.server = copy.copy(registration.server)
+    other.server.quirks = quirks.replace(
         {"basic_credentials": encoding, "client_id_with_assertion": True}
     )
-    is_without_id = (
-        registration.uses_private_key and not current.client_id_with_assertion
-    )
-    try:
+    with suppress(SMARTError):  # reported where the credentials themselves are tried
         if (
-            not (is_without_id or _differs(registration))
-            or _is_accepted(registration, url)
-            or not _is_accepted(other, url)
+            _is_sent_otherwise(registration)
+            and not _is_accepted(registration, url)
+            and _is_accepted(other, url)
         ):
-            return
-        if is_without_id:
-            yield build_finding(
-                "client_id_wanted",
-                what="The token endpoint refuses client assertions, and accepts them "
-                "together with client_id.",
-                fix="Turn on client_id_with_assertion on the server's admin page.",
-            )
-        else:
-            yield build_finding(
-                "basic_encoding_wrong",
-                what="The token endpoint refuses client ID and secret in the "
-                f"current encoding ({current.basic_credentials}) "
-                f"and accepts them as {encoding}.",
-                fix=f"Set basic_credentials on the server's admin page to {encoding}.",
-            )
-    except SMARTError:
-        # Reported where the credentials themselves are tried.
-        return
+            if registration.uses_private_key:
+                yield build_finding("client_id_wanted")
+            else:
+                yield build_finding(
+                    "basic_encoding_wrong",
+                    what="The token endpoint refuses client ID and secret in the "
+                    f"current encoding ({quirks.basic_credentials}) and accepts them "
+                    f"as {encoding}.",
+                    fix="Set basic_credentials on the server's admin page to "
+                    f"{encoding}.",
+                )
 
 
-def _differs(registration: ClientRegistration) -> bool:
+def _is_sent_otherwise(registration: ClientRegistration) -> bool:
+    """Whether the other form of its credentials differs from what is sent."""
+    if registration.uses_private_key:
+        return not registration.server.quirks.client_id_with_assertion
     if registration.token_endpoint_auth_method != _AuthMethod.CLIENT_SECRET_BASIC:
         return False
     text = registration.client_id + registration.get_client_secret(os.environ)

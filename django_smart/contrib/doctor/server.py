@@ -14,7 +14,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 from django.utils.text import capfirst
 
-from ...conf import CLOCK_LEEWAY, conf
+from ...conf import CLOCK_LEEWAY
 from ...diagnoses import Finding, Severity, build_finding
 from ...exceptions import (
     DiscoveryError,
@@ -74,17 +74,8 @@ def discover(server: FHIRServer, client_id: str = "") -> SMARTConfiguration | Fi
 
 def _examine(server: FHIRServer) -> Iterator[Finding]:
     if not server.is_active:
-        yield build_finding(
-            "server_inactive",
-            what="The server is not active here, so it was not examined.",
-            fix="Check “active” on the server's admin page if you want to use the "
-            "server.",
-        )
+        yield build_finding("server_inactive")
         return
-    for finding in _find_plain_http(server):
-        yield finding
-        if finding.severity == Severity.ERROR:
-            return
     answer = _ask(server)
     if isinstance(answer, Finding):
         yield answer
@@ -94,25 +85,22 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
     if isinstance(configuration, Finding):
         yield configuration
         return
-    yield from _find_unknown_quirks(server)
+    if unknown := sorted(server.quirks.unknown):
+        yield build_finding(
+            "quirk_unknown",
+            what=f"Quirks that this version does not know are stored: "
+            f"{', '.join(unknown)}.",
+        )
     yield from _find_overruled(server)
-    yield from _find_shared(server)
     registrations: list[ClientRegistration] = []
     if server.pk:
         # Django gives each of them this very server, with what was just fetched.
         registrations = list(server.registrations.filter(is_active=True))
-    if any(each.is_for_launches for each in registrations):
-        yield from collect("endpoints", _find_endpoint_fault, server, configuration)
     scopes = [f"{each.ehr_scope} {each.standalone_scope}" for each in registrations]
     if any("openid" in ScopeSet.parse(each) for each in scopes):
         yield from collect("ID token keys", _find_key_fault, server)
     if server.pk and not registrations:
-        yield build_finding(
-            "registration_missing",
-            what="The server has no active client registration.",
-            fix="Register this site at the vendor and enter its client ID, in the "
-            "admin or with smart_register.",
-        )
+        yield build_finding("registration_missing")
     for registration in registrations:
         own = server.read_configuration(registration.client_id)
         both = registration, own or configuration
@@ -133,61 +121,7 @@ def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
             "configuration_overruled",
             what="Values entered here replace values in the server's SMART "
             f"configuration. {'; '.join(differing)}.",
-            fix="Do nothing if the vendor documents these values; otherwise "
-            "remove them from the server's overrides.",
         )
-
-
-def _find_unknown_quirks(server: FHIRServer) -> Iterator[Finding]:
-    if unknown := sorted(server.quirks.unknown):
-        yield build_finding(
-            "quirk_unknown",
-            what=f"Quirks that this version does not know are stored: "
-            f"{', '.join(unknown)}.",
-            fix="Look up in the changelog what replaces them, and set that instead. "
-            "To remove them, assign the server's quirks in a shell.",
-        )
-
-
-def _find_shared(server: FHIRServer) -> Iterator[Finding]:
-    others = FHIRServer.objects.active().exclude(pk=server.pk).order_by("slug")
-    if server.login_group:
-        others = others.exclude(login_group=server.login_group)
-    own = server.discovered.pinned.items()
-    sharing = [
-        slug
-        for slug, pinned in others.values_list("slug", "state__pinned")
-        if pinned and own & pinned.items()
-    ]
-    if sharing:
-        yield build_finding(
-            "values_shared",
-            what="Other servers name the same issuer, key URL or token endpoint: "
-            f"{', '.join(sharing)}.",
-            fix="Do nothing for tenants of one vendor. If the servers have the same "
-            "users, put them into one login group. If they are unrelated, find out "
-            "why, and give backend services there a separate signing key.",
-        )
-
-
-def _find_plain_http(server: FHIRServer) -> Iterator[Finding]:
-    if not server.base_url.lower().startswith("http:"):
-        return
-    host = (urlsplit(server.base_url).hostname or "").strip("[]")
-    severity = Severity.ERROR
-    fix = "Enter the server's https URL as its base URL; the vendor can tell you."
-    if host in conf.SMART_INSECURE_HTTP_HOSTS:
-        severity = Severity.WARNING
-        fix = (
-            "Nothing for a server on your own machine. Before real patients' data, "
-            "enter an https URL and remove the host from SMART_INSECURE_HTTP_HOSTS."
-        )
-    yield build_finding(
-        "plain_http",
-        severity=severity,
-        what="The base URL uses plain http.",
-        fix=fix,
-    )
 
 
 def _ask(server: FHIRServer) -> HTTPResponse | Finding:
@@ -211,23 +145,15 @@ def _explain_failure(error: TransportError) -> Finding:
         return build_finding(
             "base_url_wrong",
             what=f"Nothing can be sent to the base URL: {error}",
-            fix="Enter the server's https URL as its base URL.",
         )
     if isinstance(error, ServerUnreachableError) and error.is_untrusted:
         return build_finding(
             "certificate_untrusted",
             what=f"{capfirst(str(error))}.",
-            fix="Ask the server's operator to send the complete certificate "
-            "chain. If it is signed by a private authority, set the "
-            "environment variable REQUESTS_CA_BUNDLE of web processes and "
-            "workers to that authority's file.",
         )
     return build_finding(
         "server_unreachable",
         what=f"The server cannot be reached: {error}.",
-        fix="Check that the host in the base URL is correct, that this machine "
-        "can connect to it (firewall, proxy in HTTPS_PROXY), and that the "
-        "server is up.",
     )
 
 
@@ -243,8 +169,6 @@ def _find_clock_fault(answer: HTTPResponse) -> Iterator[Finding]:
             what=f"The clock of this machine is {abs(seconds):.0f} s "
             f"{'ahead of' if seconds > 0 else 'behind'} the server's; the "
             f"leeway is {leeway:.0f} s.",
-            fix="Synchronize the clock of this machine with NTP. If it is "
-            "correct, contact the server's operator.",
         )
 
 
@@ -282,19 +206,9 @@ def _explain_discovery(
     server: FHIRServer, answer: HTTPResponse, error: DiscoveryError
 ) -> Finding:
     if answer.status_code >= 500:
-        return build_finding(
-            "server_failing",
-            what=f"The server responds with status {answer.status_code}.",
-            fix="Try again later. If the problem remains, contact the server's "
-            "operator.",
-        )
+        return build_finding("discovery_status", what=str(error))
     if answer.status_code == 200 and _is_json(answer):
-        return build_finding(
-            "configuration_unusable",
-            what=f"The server's SMART configuration is unusable: {error}",
-            fix="Contact the server's operator. On the server's admin page, you "
-            "can override values with those that its vendor documents.",
-        )
+        return build_finding("discovery_malformed", what=str(error))
     statement = _ask_for_statement(server, server.base_url)
     if statement is not None and _is_json(statement, kind="CapabilityStatement"):
         return build_finding(
@@ -305,8 +219,6 @@ def _explain_discovery(
                 if "html" in answer.headers.get("content-type", "")
                 else str(error)
             ),
-            fix="Ask the operator to enable SMART App Launch, or enter the "
-            "endpoints that the vendor documents on the server's admin page.",
         )
     better = _suggest_base_url(server)
     fix = (
@@ -321,18 +233,9 @@ def _explain_discovery(
             "base_url_wrong",
             what="The host responds, but there is nothing at the base URL (status "
             "404).",
-            fix=fix
-            or "Compare the base URL with the vendor's documentation, character "
-            "by character; its path usually ends in /R4, /r4 or /fhir.",
+            fix=fix,
         )
-    return build_finding(
-        "base_url_not_fhir",
-        what="There is no FHIR server at the base URL.",
-        fix=fix
-        or "Enter the FHIR base URL, not the URL of a portal or of the "
-        "authorization server; /metadata below it must return a "
-        "CapabilityStatement.",
-    )
+    return build_finding("base_url_not_fhir", fix=fix)
 
 
 def _ask_for_statement(server: FHIRServer, base_url: str) -> HTTPResponse | None:
@@ -378,63 +281,46 @@ def _is_json(answer: HTTPResponse, *, kind: str | None = None) -> bool:
     return kind is None or document.get("resourceType") == kind
 
 
-def _find_endpoint_fault(
-    server: FHIRServer, configuration: SMARTConfiguration
+def _try_authorization(
+    registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
-    """Where browsers are sent, asked for once without any parameter."""
+    """Request authorization as a standalone launch does, without a browser."""
     url = configuration.authorization_endpoint
-    if url is None:
-        return  # reported with the registration that needs it
+    if url is None or not registration.is_for_launches:
+        return
+    is_complete = registration.standalone_scope and registration.redirect_uri
+    if is_complete:
+        # It is not stored.
+        launch = Launch(
+            registration=registration, scope_asked=registration.standalone_scope
+        )
+        url = build_request(launch, configuration, state=secrets.token_urlsafe()).url
     try:
-        answer = ask(HTTPRequest(method="GET", url=url), server=server)
+        answer = ask(HTTPRequest(method="GET", url=url), server=registration.server)
     except SMARTError as exc:
         yield build_finding(
             "endpoint_unreachable",
             # Browsers may get there by another way than this machine.
             severity=Severity.WARNING,
             what=f"The authorization endpoint cannot be reached from here: {exc}.",
-            fix="Check whether a browser can reach it. If not, contact the "
-            "server's operator.",
         )
         return
     if answer.status_code == 404:
         yield build_finding(
             "endpoint_wrong",
             what="There is nothing at the authorization endpoint (status 404).",
-            fix="Contact the server's operator, or correct the authorization "
-            "endpoint on the server's admin page if it was set manually.",
         )
-
-
-def _try_authorization(
-    registration: ClientRegistration, configuration: SMARTConfiguration
-) -> Iterator[Finding]:
-    """Request authorization as a standalone launch does, without a browser."""
-    if not (
-        configuration.authorization_endpoint
-        and registration.standalone_scope
-        and registration.redirect_uri
+    elif is_complete and (
+        what := _find_authorization_error(answer, registration.redirect_uri)
     ):
-        return
-    # It is not stored.
-    launch = Launch(
-        registration=registration, scope_asked=registration.standalone_scope
-    )
-    request = build_request(launch, configuration, state=secrets.token_urlsafe())
-    with suppress(SMARTError):  # Whether it can be reached is already reported.
-        answer = ask(
-            HTTPRequest(method="GET", url=request.url), server=registration.server
+        yield build_finding(
+            "authorization_refused",
+            what=f"The authorization endpoint {what}.",
+            fix="Compare client ID, scopes and the redirect URI "
+            f"{registration.redirect_uri} with the vendor's form, character by "
+            "character. To see the server's error message, open the login URL in a "
+            "browser.",
         )
-        what = _find_authorization_error(answer, registration.redirect_uri)
-        if what:
-            yield build_finding(
-                "authorization_refused",
-                what=f"The authorization endpoint {what}.",
-                fix="Compare client ID, scopes and the redirect URI "
-                f"{registration.redirect_uri} with the vendor's form, "
-                "character by character. To see the server's error message, "
-                "open the login URL in a browser.",
-            )
 
 
 def _find_authorization_error(answer: HTTPResponse, redirect_uri: str) -> str:
@@ -465,6 +351,4 @@ def _find_key_fault(server: FHIRServer) -> Iterator[Finding]:
         yield build_finding(
             "id_token_keys_unusable",
             what=f"The keys that sign the server's ID tokens are unavailable: {exc}",
-            fix="Contact the server's operator, or remove openid and fhirUser "
-            "from the scopes if no one signs in with its accounts.",
         )

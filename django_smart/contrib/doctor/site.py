@@ -19,7 +19,7 @@ from ...checks.deployment import find_deployment_faults, is_public_site
 from ...checks.structure import find_structure_faults
 from ...conf import conf
 from ...diagnoses import Finding, Severity, build_finding
-from ...exceptions import DiscoveryError, ServerTimeoutError, SMARTError, TransportError
+from ...exceptions import DiscoveryError, SMARTError, TransportError
 from ...models import ClientRegistration, FHIRServer, SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
 from ...protocol.messages import HTTPRequest, HTTPResponse
@@ -46,11 +46,6 @@ UNUSABLE = frozenset({"database_unusable", "migrations_missing"})
 NO_ANSWER = frozenset({"jwks_unreachable", "jwks_wrong"})
 
 _APPS = ("django_smart", "django_smart_brands", "auth", "sessions")
-_MIGRATE = (
-    "Run “manage.py migrate”. If there is nothing to apply, compare "
-    "“manage.py showmigrations” with the tables: a migration that stopped "
-    "halfway has to be completed or reversed."
-)
 _SHARED_AGE = re.compile(r"s-maxage\s*=\s*\"?([0-9]{1,9})", re.ASCII)
 
 
@@ -74,8 +69,6 @@ def find_database_faults() -> Iterator[Finding]:
         yield build_finding(
             "database_unusable",
             what=f"The database cannot be used: {_describe(exc)}.",
-            fix="Check host, name, user and password in DATABASES, and start the "
-            "database server if it is down.",
         )
         return
     targets = [each for each in executor.loader.graph.leaf_nodes() if each[0] in _APPS]
@@ -96,7 +89,6 @@ def find_database_faults() -> Iterator[Finding]:
         yield build_finding(
             "migrations_missing",
             what=f"The tables do not match this version: {'; '.join(faults)}.",
-            fix=_MIGRATE,
         )
         return
     try:
@@ -106,8 +98,6 @@ def find_database_faults() -> Iterator[Finding]:
         yield build_finding(
             "database_read_only",
             what=f"The database is read-only: {_describe(exc)}.",
-            fix="Give the user in DATABASES write permission; for SQLite, make "
-            "the file and its folder writable for the site's processes.",
         )
 
 
@@ -120,7 +110,6 @@ def find_unknown_staff_servers() -> Iterator[Finding]:
             "staff_server_unknown",
             what="SMART_STAFF_SIGN_IN_SERVERS names servers that do not exist: "
             f"{', '.join(sorted(unknown))}.",
-            fix="Enter the slug of a server, as on its admin page, or remove it.",
         )
 
 
@@ -148,14 +137,30 @@ def probe_site(origin: str, *, signs: bool) -> list[Finding]:
             server=None,
         )
     except TransportError as exc:
-        return [_build_unreachable(url, exc, signs=signs)]
+        return [
+            build_finding(
+                "jwks_unreachable",
+                # Behind many a firewall a site does not reach itself; EHRs and people
+                # do.
+                severity=None if signs else Severity.NOTE,
+                what=f"{url} cannot be reached from here: {exc}.",
+            )
+        ]
     seen_as = answer.headers.get(SEEN_AS_HEADER.lower())
     try:
         if seen_as is None:
             raise DiscoveryError("another site responds at this URL")
         jwks = process_jwks_response(answer)
     except DiscoveryError as exc:
-        return [_build_wrong(url, answer, exc, signs=signs)]
+        status = answer.status_code
+        reason = str(exc) if status == 200 else f"the response has status {status}"
+        return [
+            build_finding(
+                "jwks_wrong",
+                severity=None if signs else Severity.WARNING,
+                what=f"{url} is not this site's JWK Set: {reason}.",
+            )
+        ]
     findings = list(_find_proxy_faults(url, seen_as))
     if signs:
         kids = {str(key.get("kid")) for key in jwks["keys"]}
@@ -191,64 +196,12 @@ def ask_views(
             "url_blocked",
             what=f"Requests for {url} do not reach this app: the response has status "
             f"{status}{f' and redirects to {where}' if where else ''}.",
-            fix="Configure the proxy and middleware to pass requests for this path, "
-            "including its trailing slash, without requiring sign-in and without "
-            "redirecting.",
         )
 
 
 def answers_at(origin: str) -> bool:
     """Whether it is this site that answers at *origin*."""
     return NO_ANSWER.isdisjoint(each.code for each in probe_site(origin, signs=False))
-
-
-def _build_unreachable(url: str, error: TransportError, *, signs: bool) -> Finding:
-    fix = (
-        "Check that the URL in SMART_SITE_URL is correct, that the site is "
-        "running, and that its DNS name, certificate and firewall allow "
-        "access from outside."
-    )
-    if isinstance(error, ServerTimeoutError):
-        fix += (
-            " A site with a single process cannot respond to its own request: "
-            "run smart_doctor on the command line instead."
-        )
-    return build_finding(
-        "jwks_unreachable",
-        # Behind many a firewall a site does not reach itself; EHRs and people do.
-        severity=None if signs else Severity.NOTE,
-        what=f"{url} cannot be reached from here: {error}.",
-        fix=fix,
-    )
-
-
-def _build_wrong(
-    url: str, answer: HTTPResponse, error: DiscoveryError, *, signs: bool
-) -> Finding:
-    what = (
-        f"the response has status {answer.status_code}"
-        if answer.status_code != 200
-        else str(error)
-    )
-    fix = (
-        "Configure the proxy to pass requests for this path to this site without "
-        "requiring sign-in and without redirecting, and add its host to "
-        "ALLOWED_HOSTS."
-    )
-    if settings.SECURE_SSL_REDIRECT and 300 < answer.status_code < 400:
-        fix = (
-            "SECURE_SSL_REDIRECT redirects to https. Without TLS, as in "
-            "development, set SECURE_SSL_REDIRECT = False. Behind a proxy "
-            "that terminates TLS, configure the proxy to set "
-            "X-Forwarded-Proto, and set SECURE_PROXY_SSL_HEADER = "
-            '("HTTP_X_FORWARDED_PROTO", "https").'
-        )
-    return build_finding(
-        "jwks_wrong",
-        severity=None if signs else Severity.WARNING,
-        what=f"{url} is not this site's JWK Set: {what}.",
-        fix=fix,
-    )
 
 
 def _find_proxy_faults(url: str, seen_as: str) -> Iterator[Finding]:
@@ -259,25 +212,13 @@ def _find_proxy_faults(url: str, seen_as: str) -> Iterator[Finding]:
             what=f"This site was requested over {asked.scheme}, but Django sees "
             f"{seen.scheme} and would build the redirect URI as "
             f"{seen.scheme}://….",
-            fix="Configure the proxy to set X-Forwarded-Proto on every request, "
-            'and set SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", '
-            '"https").',
         )
-    if not is_same_origin(url, f"{asked.scheme}://{seen.netloc}"):
+    seen_url = f"{asked.scheme}://{seen.netloc}{seen.path}"
+    if not is_same_origin(url, seen_url) or asked.path != seen.path:
         yield build_finding(
             "proxy_host_lost",
-            what=f"This site was requested as {asked.netloc}, but Django sees "
-            f"{seen.netloc}.",
-            fix="Configure the proxy to pass on the Host header, or to set "
-            "X-Forwarded-Host and set USE_X_FORWARDED_HOST = True.",
-        )
-    if asked.path != seen.path:
-        yield build_finding(
-            "proxy_host_lost",
-            what=f"This site was requested at {asked.path}, but Django sees "
-            f"{seen.path}.",
-            fix="Configure the proxy to pass on the complete path, or set "
-            "FORCE_SCRIPT_NAME to the part that it removes.",
+            what=f"This site was requested as {asked.netloc}{asked.path}, but Django "
+            f"sees {seen.netloc}{seen.path}.",
         )
 
 
@@ -290,8 +231,6 @@ def _find_key_set_faults(
         yield build_finding(
             "jwks_outdated",
             what=f"{url} does not contain the active signing key, {missing[0]}.",
-            fix="Make the cache in front of this site respect its Cache-Control, "
-            "and clear it. Check that every process uses the same database.",
         )
     cache_control = answer.headers.get("cache-control", "").lower()
     ages = [int(age) for age in _SHARED_AGE.findall(cache_control)]
@@ -303,6 +242,4 @@ def _find_key_set_faults(
             "jwks_cached_too_long",
             what=f"{url} may be cached for {longest}, but keys overlap for only "
             f"{OVERLAP}.",
-            fix="Configure the proxy or cache in front of this site to leave its "
-            "Cache-Control (max-age=3600) unchanged.",
         )

@@ -17,7 +17,7 @@ _SAMPLE = 20
 _SIGNING = (SigningKey.Status.ACTIVE, SigningKey.Status.NEXT)
 _ADD_KEY = (
     "Add the key that encrypted it back to SMART_ENCRYPTION_KEYS (or "
-    "SECRET_KEY_FALLBACKS), and restart every process."
+    "SECRET_KEY_FALLBACKS), and restart every process. If that key is lost,"
 )
 
 
@@ -25,61 +25,63 @@ def find_unreadable_secrets() -> Iterator[Finding]:
     """Try the secrets of all active servers, and the tokens of some grants."""
     for server in FHIRServer.objects.active().exclude(request_headers=""):
         if not _is_readable(server, "request_headers"):
-            yield _build(
-                "The request headers (FHIRServer.request_headers) cannot be decrypted.",
-                "enter the request headers again on the server's admin page",
+            yield build_finding(
+                "secret_unreadable",
                 subject=server.slug,
+                what="The request headers (FHIRServer.request_headers) cannot be "
+                "decrypted.",
+                fix=f"{_ADD_KEY} enter the request headers again on the server's admin "
+                "page.",
             )
     for registration in ClientRegistration.objects.active().select_related("server"):
         if not _has_readable_secret(registration):
-            yield _build(
-                f"The client secret of registration {registration.pk} "
-                "(ClientRegistration.client_secret) cannot be decrypted.",
-                "enter the client secret again on the registration's admin page",
+            yield build_finding(
+                "secret_unreadable",
                 subject=registration.server.slug,
+                what=f"The client secret of registration {registration.pk} "
+                "(ClientRegistration.client_secret) cannot be decrypted.",
+                fix=f"{_ADD_KEY} enter the client secret again on the registration's "
+                "admin page.",
             )
     for key in SigningKey.objects.filter(status__in=_SIGNING).order_by("pk"):
         if not _is_readable(key, "private_key"):
-            yield _build(
-                f"The {key.status} {key.algorithm} key {key.kid} "
+            yield build_finding(
+                "secret_unreadable",
+                what=f"The {key.status} {key.algorithm} key {key.kid} "
                 "(SigningKey.private_key) cannot be decrypted.",
-                _replace_key(key),
+                fix=f"{_ADD_KEY} {_replace_key(key)}.",
             )
-    yield from _find_unreadable_tokens()
+    grants = TokenGrant.objects.active().offline().only("access_token", "refresh_token")
+    failing = grants.filter(last_error=CredentialsError.code)
+    tried = {
+        grant.pk: _is_readable(grant, "access_token", "refresh_token")
+        for grant in chain(grants.order_by("-pk")[:_SAMPLE], failing[:_SAMPLE])
+    }
+    if unreadable := sum(not is_readable for is_readable in tried.values()):
+        yield build_finding(
+            "secret_unreadable",
+            what="The tokens (TokenGrant.access_token, refresh_token) of "
+            f"{unreadable} of {len(tried)} grants that were tried cannot be decrypted.",
+            fix=f"{_ADD_KEY} revoke the grants that smart_reencrypt --check lists, in "
+            "the admin, and ask their owners to connect again.",
+        )
 
 
 def has_unreadable_secret(registration: ClientRegistration) -> bool:
     """Whether :func:`find_unreadable_secrets` reports what *registration* sends."""
-    if registration.uses_private_key:
-        keys = SigningKey.objects.for_registration(registration).active()
-        signing = keys.filter(algorithm=registration.signing_algorithm)
-        is_readable = all(_is_readable(key, "private_key") for key in signing)
-    else:
-        is_readable = _has_readable_secret(registration)
-    return not (is_readable and _is_readable(registration.server, "request_headers"))
+    if not _is_readable(registration.server, "request_headers"):
+        return True
+    if not registration.uses_private_key:
+        return not _has_readable_secret(registration)
+    keys = SigningKey.objects.for_registration(registration).active()
+    signing = keys.filter(algorithm=registration.signing_algorithm)
+    return not all(_is_readable(key, "private_key") for key in signing)
 
 
-def _find_unreadable_tokens() -> Iterator[Finding]:
-    grants = TokenGrant.objects.active().offline().only("access_token", "refresh_token")
-    failing = grants.filter(last_error=CredentialsError.code)
-    tried = {
-        grant.pk: _is_readable(grant, "access_token")
-        and _is_readable(grant, "refresh_token")
-        for grant in chain(grants.order_by("-pk")[:_SAMPLE], failing[:_SAMPLE])
-    }
-    unreadable = sum(not is_readable for is_readable in tried.values())
-    if unreadable:
-        yield _build(
-            f"The tokens (TokenGrant.access_token, refresh_token) of {unreadable} of "
-            f"{len(tried)} grants that were tried cannot be decrypted.",
-            "revoke the grants that smart_reencrypt --check lists, in the admin, and "
-            "ask their owners to connect again",
-        )
-
-
-def _is_readable(row: Any, name: str) -> bool:
+def _is_readable(row: Any, *names: str) -> bool:
     try:
-        getattr(row, name)
+        for name in names:
+            getattr(row, name)
     except CredentialsError:
         return False
     return True
@@ -87,11 +89,7 @@ def _is_readable(row: Any, name: str) -> bool:
 
 def _has_readable_secret(registration: ClientRegistration) -> bool:
     is_elsewhere = registration.client_secret_env or registration.client_secret_file
-    return bool(
-        is_elsewhere
-        or not registration.token_endpoint_auth_method.startswith("client_secret_")
-        or _is_readable(registration, "client_secret")
-    )
+    return bool(is_elsewhere) or _is_readable(registration, "client_secret")
 
 
 def _replace_key(key: SigningKey) -> str:
@@ -103,13 +101,4 @@ def _replace_key(key: SigningKey) -> str:
     return (
         f"run smart_keys generate {which} if there is no next key, let the servers "
         f"read the JWK Set, and run smart_keys rotate {which} --now"
-    )
-
-
-def _build(what: str, otherwise: str, *, subject: str = "") -> Finding:
-    return build_finding(
-        "secret_unreadable",
-        subject=subject,
-        what=what,
-        fix=f"{_ADD_KEY} If that key is lost, {otherwise}.",
     )

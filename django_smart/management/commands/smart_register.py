@@ -244,11 +244,9 @@ class Command(BaseCommand):
             for problem in problems:
                 self.stderr.write(f"{server.slug}: {problem}")
         elif found.code in BASE_URL_WRONG:
-            raise CommandError(
-                f"{found.what} {found.fix} Use --offline to register it anyway."
-            )
+            raise CommandError(f"{found} Use --offline to register it anyway.")
         else:
-            self.stderr.write(f"{server.slug}: {found.what} {found.fix}")
+            self.stderr.write(f"{server.slug}: {found}")
         if isinstance(found, Finding) or problems:
             self.stderr.write(f"Then run: smart_doctor {server.slug}")
 

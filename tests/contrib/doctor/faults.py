@@ -125,13 +125,6 @@ def token_endpoint_moved(world: World) -> None:
     offer(world, token_endpoint="https://elsewhere.example.org/token")
 
 
-def issuer_of_another_server(world: World) -> None:
-    """Another server names the same issuer."""
-    fetch_configuration(world.server)
-    pinned = {"issuer": world.server.state.pinned["issuer"]}
-    make_server(slug="nearer", base_url=f"{BASE_URL}/r4", pinned=pinned)
-
-
 def callback_shared(world: World) -> None:
     """Two servers share a redirect URI."""
     world.set_registration(callback_group="vendor")
@@ -424,15 +417,14 @@ def cache_of_each_process(world: World) -> None:
 FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (base_url_wrong, ["base_url_wrong"], f"base URL to {BASE_URL}"),
     (base_url_not_fhir, ["base_url_not_fhir"], "not the URL of a portal"),
-    (plain_http, ["plain_http"], "https URL"),
+    (plain_http, ["base_url_wrong"], "it is https"),
     (wrong_secret, ["credentials_refused"], "enter the client secret again"),
-    (secret_variable_unset, ["secret_missing"], "Set HARBOUR_SECRET in"),
+    (secret_variable_unset, ["credentials_unusable"], "Set HARBOUR_SECRET in"),
     (method_not_offered, ["method_not_offered"], "Register the client"),
     (algorithm_not_offered, ["algorithm_not_offered"], "signing algorithm"),
     (no_s256, ["s256_not_offered"], "to enable S256"),
     (no_launch_ehr, ["ehr_launch_not_offered"], "scope for EHR launch"),
     (token_endpoint_moved, ["server_moved"], "accept the new values"),
-    (issuer_of_another_server, ["values_shared"], "one login group"),
     (callback_shared, ["callback_shared"], "its own callback ID"),
     (jwks_unreachable, ["jwks_unreachable"], "SMART_SITE_URL"),
     (jwks_cached_too_long, ["jwks_cached_too_long"], "leave its Cache-Control"),
@@ -459,14 +451,14 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (debug_on, ["django_smart.E072"], "Set DEBUG = False"),
     (encryption_key_lost, ["secret_unreadable"], "back to SMART_ENCRYPTION_KEYS"),
     (server_down, ["server_unreachable"], "firewall"),
-    (server_failing, ["server_failing"], "Try again later"),
-    (configuration_unusable, ["configuration_unusable"], "override values"),
+    (server_failing, ["discovery_status"], "Try again later"),
+    (configuration_unusable, ["discovery_malformed"], "override values"),
     (server_switched_off, ["server_inactive"], "Check “active”"),
     (registration_missing, ["registration_missing"], "smart_register"),
     (
         authorization_endpoint_gone,
         ["endpoint_wrong", "configuration_overruled"],
-        "authorization endpoint",
+        "correct the endpoint",
     ),
     (keys_of_id_tokens_gone, ["id_token_keys_unusable"], "remove openid and fhirUser"),
     (
@@ -474,7 +466,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
         ["id_token_keys_unusable"],
         "Set the server's ID token issuer",
     ),
-    (token_endpoint_is_a_page, ["endpoint_wrong"], "correct the token endpoint"),
+    (token_endpoint_is_a_page, ["endpoint_wrong"], "correct the endpoint"),
     (redirect_uri_unknown, ["authorization_refused"], "with the vendor's form"),
     (
         launch_patient_missing,

@@ -171,7 +171,7 @@ def test_wrong_setting_does_not_stop_the_rest(
     findings = examine([world.server])
     codes = {each.code for each in findings}
     assert any(each.startswith("django_smart.E") for each in codes)
-    assert codes & {"key_missing", "not_examined"}
+    assert codes & {"credentials_unusable", "not_examined"}
     assert all(each.what for each in findings)
 
 
