@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -30,8 +31,9 @@ from tests.factories import make_registration
 pytestmark = pytest.mark.django_db
 
 SCOPE = "openid fhirUser launch/patient offline_access patient/*.rs"
-# Of these, the first run in each test run, and the others in the long one.
-SEEDS = range(int(os.environ.get("RECORDS_SEEDS", "200")))
+# Of these, the first run in each test run, and the others in the long one. The name of
+# a test has its seed.
+SEEDS = range(int(os.environ.get("RECORDS_SEEDS", "2000")))
 SHORT = 15
 
 
@@ -41,6 +43,12 @@ def grant(db: None, ehr: EHRSimulator) -> TokenGrant:
     grant = connect(make_browser(), ehr, patient=PATIENT).grant
     assert grant is not None
     return grant
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy EHR is asked again at once."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 @pytest.mark.parametrize(

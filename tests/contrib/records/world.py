@@ -15,7 +15,11 @@ from tests.ehr import PATIENT
 
 TYPES = ("AllergyIntolerance", "Condition", "MedicationRequest", "Observation")
 CATEGORIES = ("laboratory", "vital-signs", "survey")
+_DEEDS = ("add", "late", "add other", "change", "delete", "move", "merge")
 OTHER = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
+
+
+_NONE = {"subject": {"reference": ""}}
 
 
 class KilledError(BaseException):
@@ -84,7 +88,7 @@ class World:
     def change(self) -> None:
         """One thing happens at the EHR."""
         names = self.names()
-        deed = self.rng.choice(["add", "late", "add other", "change", "delete", "move"])
+        deed = self.rng.choice(_DEEDS)
         if deed == "add":
             self.add()
         elif deed == "late":
@@ -102,6 +106,11 @@ class World:
                 self.put({**resource, "note": [{"text": text}]})
             elif deed == "delete":
                 self._write(kind, id_, None)
+            elif deed == "merge":
+                # It was in the wrong chart.
+                name = "patient" if "patient" in resource else "subject"
+                owner = OTHER if self._is_own(resource) else PATIENT
+                self.put({**resource, name: {"reference": f"Patient/{owner}"}})
             else:
                 category = [{"coding": [{"code": self.rng.choice(CATEGORIES)}]}]
                 self.put({**resource, "category": category})
@@ -111,10 +120,14 @@ class World:
         found = {}
         for kind, id_ in self.names():
             resource = self.ehr.data[kind][id_]
-            subject = resource.get("subject") or resource["patient"]
-            if subject["reference"] == f"Patient/{PATIENT}":
+            if self._is_own(resource):
                 found[f"{kind}/{id_}"] = resource["note"][0]["text"]
         return found
+
+    @staticmethod
+    def _is_own(resource: dict[str, Any]) -> bool:
+        subject = resource.get("subject") or resource["patient"]
+        return bool(subject["reference"] == f"Patient/{PATIENT}")
 
     # The EHR
 
@@ -131,11 +144,14 @@ class World:
             return self._refuse(400)
         if not self.is_quiet:
             if self.rng.random() < 0.1:
-                return self._refuse(self.rng.choice([429, 500, 503]))
+                return self._refuse(self.rng.choice([401, 429, 500, 503]))
             if "_getpages" in query:
                 self._spoil_pages()
             if self.rng.random() < 0.2:
                 self.change()
+        kind = request.path.split("/")[-2]
+        if kind in TYPES and not self._is_own(self.ehr.data[kind].get(path, _NONE)):
+            return self._refuse(404)
         size = f"_count={self.page_size}"
         request.environ["QUERY_STRING"] = query.replace("_count=100", size)
         return handler(request)  # type: ignore[no-any-return]
