@@ -57,8 +57,17 @@ class SMARTError(Exception):
     code: str = "smart_error"
     codes: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, *args: object, code: str = "") -> None:
+    def __init__(self, *args: object, code: str = "", **data: Any) -> None:
+        """
+        Create the error.
+
+        Args:
+            args: the message.
+            code: one of ``codes``, instead of the class's own.
+            data: the attributes of the class.
+        """
         super().__init__(*args)
+        vars(self).update(data)
         if code:
             if code not in self.codes:
                 raise ValueError(f"{type(self).__name__} has no code {code!r}.")
@@ -129,10 +138,7 @@ class ServerUnreachableError(TransportError):
     """
 
     code = "server_unreachable"
-
-    def __init__(self, message: str, *, is_untrusted: bool = False) -> None:
-        super().__init__(message)
-        self.is_untrusted = is_untrusted
+    is_untrusted: bool = False
 
 
 class ServerTimeoutError(TransportError):
@@ -158,10 +164,7 @@ class DiscoveryStatusError(DiscoveryError):
     """The request for the SMART configuration returned a status other than 200."""
 
     code = "discovery_status"
-
-    def __init__(self, message: str, *, status_code: int) -> None:
-        super().__init__(message)
-        self.status_code = status_code
+    status_code: int
 
 
 class ServerMovedError(DiscoveryError):
@@ -257,20 +260,10 @@ class TokenResponseError(TokenError):
         *("interaction_required", "login_required"),
     )
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        error: str,
-        error_description: str = "",
-        error_uri: str = "",
-        status_code: int = 400,
-    ) -> None:
-        super().__init__(message)
-        self.error = error
-        self.error_description = error_description
-        self.error_uri = error_uri
-        self.status_code = status_code
+    error: str
+    error_description: str = ""
+    error_uri: str = ""
+    status_code: int = 400
 
     @property
     def is_final(self) -> bool:
@@ -292,13 +285,8 @@ class TokenServerError(TokenError):
     """
 
     code = "token_server_error"
-
-    def __init__(
-        self, message: str, *, status_code: int, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status_code = status_code
-        self.retry_after = retry_after
+    status_code: int
+    retry_after: float | None = None
 
 
 class MalformedTokenResponseError(TokenError):
@@ -329,10 +317,7 @@ class IDTokenClaimError(IDTokenError):
     """
 
     code = "id_token_claim"
-
-    def __init__(self, message: str, *, claim: str) -> None:
-        super().__init__(message)
-        self.claim = claim
+    claim: str
 
 
 class IdentityError(SMARTError):
@@ -399,10 +384,7 @@ class ScopeSyntaxError(ScopeError):
     """
 
     code = "scope_syntax"
-
-    def __init__(self, message: str, *, scope: str = "") -> None:
-        super().__init__(message)
-        self.scope = scope
+    scope: str = ""
 
 
 class InsufficientScopeError(ScopeError):
@@ -414,10 +396,7 @@ class InsufficientScopeError(ScopeError):
     """
 
     code = "scope_insufficient"
-
-    def __init__(self, message: str, *, missing: str) -> None:
-        super().__init__(message)
-        self.missing = missing
+    missing: str
 
 
 class NoLaunchError(SMARTError):
@@ -443,19 +422,9 @@ class RegistrationRefusedError(RegistrationError):
     """
 
     code = "registration_refused"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        error: str = "",
-        error_description: str = "",
-        status_code: int = 400,
-    ) -> None:
-        super().__init__(message)
-        self.error = error
-        self.error_description = error_description
-        self.status_code = status_code
+    error: str = ""
+    error_description: str = ""
+    status_code: int = 400
 
 
 class CredentialsError(SMARTError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from django_smart.exceptions import TokenServerError
 from django_smart.grants.pacing import Breaker, Pace, get_rank
 
 
-def _down(status_code: int = 500, **values: float) -> TokenServerError:
+def _down(status_code: int = 500, **values: Any) -> TokenServerError:
     return TokenServerError("Down.", status_code=status_code, **values)
 
 
