@@ -28,6 +28,7 @@ from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     build_malformed_error,
+    get_issues,
     is_resource_type,
     parse_resource,
     process_delete_response,
@@ -67,6 +68,9 @@ _VALUE_TYPES = {
 _REFERENCE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
 # Lists of files with what went wrong; the second is that of STU 4.
 _PROBLEMS = ("error", "outcome")
+_IGNORED = re.compile(
+    r"\b(ignor\w*|unsupported|not support\w*|unknown)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,10 +112,10 @@ def start_export(
         pairs.append(("_since", since))
     query = build_search_query(pairs, parameters)
     headers = {"Prefer": "respond-async"}
-    if "patient" in parameters:
-        by_post = True
+    is_limited = "patient" in parameters
+    if is_limited:
         headers["Prefer"] += ", handling=strict"
-    if by_post:
+    if by_post or is_limited:
         headers["Content-Type"] = FHIR_JSON
         body = json.dumps(_build_parameters(query)).encode()
         response = client.request("POST", path, headers=headers, body=body)
@@ -129,7 +133,7 @@ def start_export(
             f"Content-Location; the status was {response.status_code}",
             status_code=response.status_code,
         )
-    export = BulkExport(client, {"status_url": status_url})
+    export = BulkExport(client, {"status_url": status_url, "is_limited": is_limited})
     if not client.is_within_boundary(status_url):
         error = BearerBoundaryError(
             "the export has started, but its Content-Location is outside the "
@@ -172,6 +176,8 @@ class BulkExport(Stream):
             self._status_url = client.build_url(str(state["status_url"]))
             self._file = int(state.get("file", 0))
             self._line = int(state.get("line", 0))
+            # Whether it is only about the patients that its request named.
+            self._is_limited = bool(state.get("is_limited"))
         except (KeyError, TypeError, ValueError):
             raise FHIRRequestError("This is not the state of an export.") from None
         self._client = client
@@ -197,6 +203,7 @@ class BulkExport(Stream):
             "status_url": self._status_url,
             "file": self._file,
             "line": self._line,
+            "is_limited": self._is_limited,
         }
 
     def poll(self) -> float | None:
@@ -336,6 +343,8 @@ class BulkExport(Stream):
     def _walk(self, *names: str) -> Iterator[ExportedFile]:
         """Yield the files of all manifests in order, once the export is ready."""
         self.wait()
+        if self._is_limited and "output" in names:
+            self._check_limit()
         for manifest in self._manifests:
             for item in (item for name in names for item in manifest[name]):
                 kind, count = item.get("type"), item.get("count")
@@ -344,6 +353,15 @@ class BulkExport(Stream):
                     type=kind if is_resource_type(kind) else "",
                     url=item["url"],
                     count=count if isinstance(count, int) else None,
+                )
+
+    def _check_limit(self) -> None:
+        """Refuse the files if the server ignored which patients were named."""
+        for outcome in self.problems():
+            issues = get_issues(outcome)
+            if any(map(_is_about_patients, issues)):
+                raise MalformedFHIRResponseError(
+                    'the server ignored "patient" of the export', issues=issues
                 )
 
     def _read(self, file: ExportedFile, *, skip: int = 0) -> Iterator[dict[str, Any]]:
@@ -378,6 +396,15 @@ class BulkExport(Stream):
             interaction="export",
             resource_type=file.type,
         )
+
+
+def _is_about_patients(issue: Mapping[str, Any]) -> bool:
+    """Whether an issue says that the parameter ``patient`` was ignored."""
+    details = issue.get("details")
+    text = details.get("text") if isinstance(details, Mapping) else ""
+    told = f"{text} {issue.get('diagnostics')} {issue.get('expression')}"
+    is_ignored = issue.get("code") == "not-supported" or _IGNORED.search(told)
+    return bool(is_ignored and re.search(r"\bpatient\b", told))
 
 
 def _load_manifest(body: bytes) -> dict[str, Any] | str:

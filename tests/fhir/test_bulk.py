@@ -324,7 +324,12 @@ def test_export_that_is_not_ready_in_time_can_be_gone_on_with():
     odd.server.on(STATUS, respond(b"", 202, retry_after="50"))
     with pytest.raises(ServerTimeoutError):
         odd.export.wait(seconds=20)
-    assert odd.export.state == {"status_url": STATUS, "file": 0, "line": 0}
+    assert odd.export.state == {
+        "status_url": STATUS,
+        "file": 0,
+        "line": 0,
+        "is_limited": False,
+    }
 
 
 @pytest.mark.compliance("FHIR-02")
@@ -436,6 +441,38 @@ def test_problems_are_found_under_both_names(grant):
         grant.server.on(name, respond(outcome))
     export = BulkExport(grant.client, {"status_url": STATUS})
     assert export.problems() == outcomes
+
+
+@pytest.mark.parametrize("name", ["error", "outcome"])
+@pytest.mark.parametrize(
+    ("issue", "is_refused"),
+    [
+        ({"code": "not-supported", "diagnostics": "Parameter patient"}, True),
+        ({"code": "informational", "details": {"text": "Ignored: 'patient'"}}, True),
+        ({"code": "processing", "diagnostics": "patient is not supported"}, True),
+        ({"code": "not-supported", "diagnostics": "_typeFilter"}, False),
+        ({"code": "processing", "diagnostics": "One patient is locked"}, False),
+        ({"code": "processing", "details": "patient"}, False),
+    ],
+)
+def test_export_of_more_patients_than_named_is_not_read(grant, name, issue, is_refused):
+    grant.server.on("Patient/$export", respond(b"", 202, content_location=STATUS))
+    told: Any = {name: [{"url": f"{BASE}/told"}]}
+    grant.server.on(STATUS, respond(manifest("a", **told)))
+    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+    grant.server.on("told", respond(outcome))
+    grant.server.on("a", respond(line(1)))
+    export = grant.client.export("Patient", patient="Patient/1")
+    for running in (export, grant.client.resume_export(export.state)):
+        if is_refused:
+            with pytest.raises(MalformedFHIRResponseError, match="ignored") as caught:
+                ids(running)
+            assert caught.value.issues == [issue]
+        else:
+            assert ids(running) == ["1"]
+    # Without patients, nothing was ignored.
+    everybody = BulkExport(grant.client, {"status_url": STATUS})
+    assert ids(everybody) == ["1"]
 
 
 @pytest.mark.parametrize(
