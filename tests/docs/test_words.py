@@ -45,7 +45,6 @@ _TO_DO: dict[str, tuple[int, int, int, int]] = {
     "how-to/register-va-lighthouse": (2, 0, 1, 0),
     "how-to/rest-framework": (0, 1, 1, 0),
     "how-to/rotate-keys": (0, 1, 0, 0),
-    "how-to/search": (10, 0, 3, 0),
     "how-to/smart-launcher": (0, 0, 1, 0),
     "how-to/templates": (2, 1, 0, 0),
     "how-to/upgrade": (0, 1, 0, 0),
