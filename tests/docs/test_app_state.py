@@ -21,7 +21,7 @@ URL = "https://app.example.org/display-preferences-v1"
 @pytest.fixture
 def page() -> dict[str, Any]:
     """What the code of the page on app state defines."""
-    return execute(*read_blocks("how-to/app-state.rst"))
+    return execute(*read_blocks("how-to/cookbook.rst", "Settings that the EHR keeps"))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.site.urls import urlpatterns as site
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.docs.test_cache_pages")]
 
-_VIEW, _MIDDLEWARE = read_blocks("how-to/cache-pages.rst")
+_VIEW, _MIDDLEWARE = read_blocks("how-to/views.rst", "Cached pages")
 
 
 def _make_view() -> Any:

@@ -16,11 +16,16 @@ from tests.known import SITE
 
 pytestmark = pytest.mark.django_db
 
+_PAGE = "how-to/cookbook.rst"
+_SECTION = "A card of CDS Hooks that opens your app"
+
 
 @pytest.fixture
 def page(settings: Any, registration: Any, put_urls: Any) -> dict[str, Any]:
     """Both blocks of the page, as views of this site."""
-    values = execute(*read_blocks("how-to/cds-hooks.rst"))
+    values = execute(
+        *read_blocks("how-to/cookbook.rst", "A card of CDS Hooks that opens your app")
+    )
     put_urls(
         [
             path("", View.as_view(), name="home"),

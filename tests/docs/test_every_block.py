@@ -44,6 +44,7 @@ def _pages_of_tests() -> set[str]:
 def _sections_of_tests() -> dict[str, set[str]]:
     """For each page that tests read section by section, the sections."""
     sections: dict[str, set[str]] = {}
+    whole: set[str] = set()
     for tree in _trees():
         values = {
             ast.unparse(node.targets[0]): node.value
@@ -56,7 +57,8 @@ def _sections_of_tests() -> dict[str, set[str]]:
                 names = [ast.literal_eval(e) for e in texts if _is_constant(e)]
                 if len(names) == 2:
                     sections.setdefault(names[0], set()).add(names[1])
-    return sections
+                whole |= set(names[:1]) if len(node.args) == 1 else set()
+    return {page: named for page, named in sections.items() if page not in whole}
 
 
 def _trees() -> Iterator[ast.Module]:
@@ -120,5 +122,11 @@ def test_every_picture_is_shown_on_a_page():
             (DOCS.parent / "benchmarks/RESULTS.rst").read_text(),
         )
         for each in re.findall(r"image:: (\S+)", text)
+    }
+    shown |= {
+        f"{name}{form}.png"
+        for text in _pages().values()
+        for name in re.findall(r"screenshot:: (\S+)", text)
+        for form in ("", "-dark", "-375")
     }
     assert {path.name for path in (DOCS / "images").iterdir()} == shown

@@ -11,12 +11,17 @@ from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 
+_PAGE = "how-to/cookbook.rst"
+_SECTION = "Introspect another app's token"
+
 
 @pytest.mark.compliance("INTRO-01", "INTRO-03", "INTRO-04")
 def test_token_that_an_app_shows_tells_whose_labs_may_be_read(
     ehr: EHRSimulator,
 ) -> None:
-    page = execute(*read_blocks("how-to/introspect.rst"))
+    page = execute(
+        *read_blocks("how-to/cookbook.rst", "Introspect another app's token")
+    )
     registration = make_registration()
     grant = launch(make_browser(), ehr).grant
     assert grant is not None

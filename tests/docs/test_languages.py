@@ -13,7 +13,7 @@ from django.utils import translation
 
 from tests.docs.blocks import apply, read_blocks
 
-_PAGE = "how-to/languages.rst"
+_PAGE = "how-to/style.rst"
 
 
 def _read(language: str) -> str:
@@ -27,7 +27,7 @@ def _read(language: str) -> str:
 def test_settings_and_catalogue_of_the_page(
     settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    follow, paths, catalogue, compile_ = read_blocks(_PAGE)
+    follow, paths, catalogue, compile_ = read_blocks(_PAGE, "Translate pages")
     assert "Connected records" in _read("de")
     apply(settings, follow)
     assert "Verbundene Gesundheitsdaten" in _read("de")

@@ -5,9 +5,14 @@ from __future__ import annotations
 from tests.docs.blocks import execute, read_blocks
 from tests.fhir.servers import Grant, respond
 
+_PAGE = "how-to/templates.rst"
+_SECTION = "Keep the precision of numbers"
+
 
 def test_code_of_the_page_keeps_the_digits(capsys):
-    names = execute(*read_blocks("how-to/numbers.rst"))
+    names = execute(
+        *read_blocks("how-to/templates.rst", "Keep the precision of numbers")
+    )
     grant = Grant()
     body = (
         b'{"resourceType":"Observation","id":"1","valueQuantity":{"value":7.10,'

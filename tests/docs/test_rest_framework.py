@@ -19,7 +19,9 @@ pytest.importorskip("rest_framework", reason="needs the extra drf")
 @pytest.mark.django_db
 @pytest.mark.usefixtures("registration")
 def test_view_of_the_page_answers_with_the_latest_result(ehr):
-    _, view, settings = read_blocks("how-to/rest-framework.rst")
+    _, view, settings = read_blocks(
+        "how-to/other-libraries.rst", "Django REST framework"
+    )
     names = execute(view)
     chart = open_chart(ehr)
     request: Any = RequestFactory().get("/", secure=True)

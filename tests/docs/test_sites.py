@@ -40,6 +40,7 @@ from tests.ehr import CLIENT_ID, PATIENT, SITE, connect, launch, make_browser
 from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
+_LIBRARIES = "how-to/other-libraries.rst"
 
 
 @pytest.fixture
@@ -365,7 +366,11 @@ def test_fhir_in_the_browser(
 
 
 def test_other_libraries(ehr: EHRSimulator, registration: Any, capsys):
-    models, fhirpy, fhirclient, session = read_blocks("how-to/other-libraries.rst")
+    (models,) = read_blocks(_LIBRARIES, "Models of ``fhir.resources``")
+    fhirpy, fhirclient = read_blocks(_LIBRARIES, "``fhirpy`` and ``fhirclient``")
+    (session,) = read_blocks(
+        _LIBRARIES, "Any library that accepts a ``requests.Session``"
+    )
     grant = launch(make_browser(), ehr).grant
     assert grant is not None
     known = {"fhir": build_fhir_client(grant), "patient_id": PATIENT}

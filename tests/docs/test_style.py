@@ -30,7 +30,11 @@ def _request(style: SMARTStyle | None) -> Any:
 
 
 def _blocks(language: str) -> list[Block]:
-    return [block for block in read_blocks(PAGE) if block.language == language]
+    return [
+        block
+        for block in read_blocks(PAGE, "Match the EHR's style")
+        if block.language == language
+    ]
 
 
 @pytest.mark.compliance("RESP-15")

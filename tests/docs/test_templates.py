@@ -29,7 +29,8 @@ RESULT = {
 
 
 def test_templates_of_the_page_show_what_it_says():
-    resources, _, banner = read_blocks("how-to/templates.rst")
+    resources, _ = read_blocks("how-to/templates.rst", "Show FHIR data")
+    (banner,) = read_blocks("how-to/templates.rst", "The patient banner")
     values = {"patient": PATIENT, "conditions": [CONDITION], "results": [RESULT]}
     page = engines["django"].from_string(resources.code).render(values)
     for text in (
@@ -44,7 +45,7 @@ def test_templates_of_the_page_show_what_it_says():
 
 
 def test_medication_of_an_order_is_shown_in_each_form():
-    _, orders, _ = read_blocks("how-to/templates.rst")
+    _, orders = read_blocks("how-to/templates.rst", "Show FHIR data")
     template = engines["django"].from_string(orders.code)
     for order, text in (
         ({"medicationCodeableConcept": {"text": "Metformin"}}, "Metformin"),

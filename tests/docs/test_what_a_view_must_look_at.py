@@ -9,7 +9,9 @@ from tests.fhir.servers import Grant, bundle, respond
 
 
 def test_page_shows_what_changes_the_meaning() -> None:
-    page, view = read_blocks("how-to/what-a-view-must-look-at.rst")
+    page, view = read_blocks(
+        "how-to/templates.rst", "Show data without changing its meaning"
+    )
     outcome = {
         "resourceType": "OperationOutcome",
         "issue": [{"severity": "warning", "code": "suppressed"}],
