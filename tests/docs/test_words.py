@@ -46,7 +46,6 @@ _TO_DO: dict[str, tuple[int, int, int, int]] = {
     "how-to/use-the-admin": (7, 1, 1, 0),
     "index": (0, 1, 0, 0),
     "reference/codes": (5, 0, 0, 0),
-    "reference/commands": (31, 0, 1, 0),
     "reference/settings": (0, 0, 1, 0),
     "reference/signals": (0, 1, 0, 0),
     "reference/vendors": (25, 1, 0, 0),
