@@ -17,7 +17,7 @@ from django_smart.fhir.messages import FHIRExchange
 from django_smart.fhir.outputs import get_output, get_outputs
 from django_smart.fhir.paging import History, SearchPage, SearchResult, SearchStream
 from django_smart.fhir.parameters import AnyOf, Quantity, Reference, Token, escape
-from django_smart.fhir.record import PatientRecord
+from django_smart.fhir.searching import PatientRecord
 from django_smart.fhir.session import FHIRSession
 
 __all__ = [

@@ -19,7 +19,7 @@ from django_smart.fhir.batch import Batch, BatchAnswer
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import CANCELED
 from django_smart.fhir.paging import SearchPage, SearchStream, Stream
-from django_smart.fhir.record import PatientRecord
+from django_smart.fhir.searching import PatientRecord
 
 __all__ = ["AsyncBatch", "AsyncFHIRClient", "AsyncPatientRecord", "AsyncSearchStream"]
 
@@ -124,10 +124,10 @@ class AsyncSearchStream(Stream):
         self._refuse()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        async for found in self._threads.step_through(self._stream.iterate_new()):
-            for each in found:
+        async for page in self.pages():
+            for each in page.new:
                 yield each
-            del found
+            del page
 
     def pages(self) -> AsyncIterator[SearchPage]:
         """Like :meth:`SearchStream.pages`, for ``async for``."""

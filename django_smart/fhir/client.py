@@ -39,9 +39,8 @@ from django_smart.fhir.messages import (
 )
 from django_smart.fhir.paging import History, SearchResult, SearchStream
 from django_smart.fhir.parameters import SearchParams, build_search_query
-from django_smart.fhir.record import PatientRecord
 from django_smart.fhir.references import resolve, resolve_many
-from django_smart.fhir.searching import iterate, iterate_pages
+from django_smart.fhir.searching import PatientRecord, iterate, iterate_pages
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
@@ -27,7 +27,6 @@ __all__ = [
     "SearchPage",
     "SearchResult",
     "SearchStream",
-    "Seen",
     "Stream",
     "iter_pages",
 ]
@@ -66,15 +65,17 @@ class Page:
     Attributes:
         bundle: the ``Bundle`` as received.
         matches: the items of the result on this page.
+        new: those of them that no earlier page had.
         size: bytes in which it came.
     """
 
-    __slots__ = ("_url", "bundle", "matches", "size")
+    __slots__ = ("_url", "bundle", "matches", "new", "size")
 
     def __init__(self, bundle: dict[str, Any], *, url: str, size: int = 0) -> None:
         self.bundle = bundle
         self.size = size
         self.matches: list[dict[str, Any]] = bundle["entry"]
+        self.new = self.matches
         self._url = url
 
     @property
@@ -84,18 +85,13 @@ class Page:
         is_number = isinstance(total, int) and not isinstance(total, bool)
         return total if is_number else None
 
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """How many matches are on it, and its first and last one, if they have ids."""
-        ends = []
-        for match in self.matches[:1] + self.matches[-1:]:
-            resource = match.get("resource", match)
-            if not isinstance(resource, dict) or "id" not in resource:
-                return ()
-            meta = resource.get("meta")
-            version = meta.get("versionId") if isinstance(meta, dict) else None
-            ends.append(f"{resource.get('resourceType')}/{resource['id']}/{version}")
-        return len(self.matches), *ends
+    def get_key(self, match: dict[str, Any]) -> str:
+        """The version that an entry holds; empty if it does not say."""
+        resource = match.get("resource")
+        meta = resource.get("meta") if isinstance(resource, dict) else None
+        version = meta.get("versionId") if isinstance(meta, dict) else None
+        key = _get_key(resource) if version and isinstance(resource, dict) else ""
+        return key and f"{key}/{version}"
 
     @property
     def issues(self) -> list[dict[str, object]]:
@@ -108,11 +104,6 @@ class Page:
         """Return whether it announces another page without naming it."""
         has_next = any(link.get("relation") == "next" for link in self.bundle["link"])
         return has_next and self.next_url is None
-
-    @property
-    def is_odd(self) -> bool:
-        """Return whether it reports matches that it neither contains nor links to."""
-        return self.is_cut_off or (self.total or 0) > len(self.matches)
 
     @property
     def next_url(self) -> str | None:
@@ -145,16 +136,16 @@ def iter_pages(
     """
     is_odd = False
     issues: list[dict[str, object]] = []
-    seen: set[bytes] = set()
-    seen_pages: set[tuple[object, ...]] = set()
+    urls: set[bytes] = set()
+    seen = _Seen()
     fruitless_pages = 0
     seconds = 0.0
     url: str | None = first_url
     while url is not None:
         digest = hashlib.sha256(url.encode()).digest()
-        if digest in seen:
+        if digest in urls:
             raise MalformedFHIRResponseError(f"the pages of the {what} form a loop")
-        if len(seen) >= max_pages or seconds >= max_seconds:
+        if len(urls) >= max_pages or seconds >= max_seconds:
             raise MalformedFHIRResponseError(
                 f"the {what} does not end within {max_pages} pages and {max_seconds} s"
             )
@@ -163,23 +154,23 @@ def iter_pages(
                 f"the {what} returned {fruitless_pages} pages in a row without a new "
                 "match"
             )
-        seen.add(digest)
+        urls.add(digest)
         started = monotonic()
         page = fetch_page(url)
         seconds += monotonic() - started
-        identity = page.identity
-        if page.matches and (not identity or identity not in seen_pages):
+        page.new = list(seen.keep_new(page.matches, page.get_key))
+        if page.new:
             fruitless_pages = 0
-            seen_pages.add(identity)
         else:
             fruitless_pages += 1
-            is_odd = is_odd or page.is_odd
+            # It reports matches that it neither contains nor links to.
+            is_odd = is_odd or page.is_cut_off or (page.total or 0) > len(page.matches)
             issues = issues or page.issues
         url = page.next_url
         yield page
         # Before the next page is built, which then replaces it in memory.
         del page
-    is_empty = fruitless_pages == len(seen)
+    is_empty = fruitless_pages == len(urls)
     if is_empty and is_odd and not _COUNT_ALONE.search(first_url):
         raise MalformedFHIRResponseError(
             f"the {what} returned no matches, but reported an error or a possible "
@@ -251,14 +242,7 @@ class _Results(list[dict[str, Any]]):
         """Return the first match, or ``None``."""
         return self[0] if self else None
 
-    def _load(
-        self,
-        pages: Iterator[_P],
-        *,
-        limit: int | None,
-        what: str,
-        read: Callable[[_P], Iterable[dict[str, Any]]],
-    ) -> None:
+    def _load(self, pages: Iterator[_P], *, limit: int | None, what: str) -> None:
         """
         Load *pages* until there are no more, or *limit* is reached.
 
@@ -280,7 +264,7 @@ class _Results(list[dict[str, Any]]):
                 )
             self.total = max(self.total, page.total or 0)
             self.is_complete = self.is_complete and not page.is_cut_off
-            self.extend(read(page))
+            self._add(page)
             if limit is None and len(self) > most:
                 raise TooManyResultsError(
                     f"The {what} has more than {most} matches: pass limit=, or read "
@@ -292,6 +276,9 @@ class _Results(list[dict[str, Any]]):
                 break
         self.total = max(self.total, len(self))
         del self[most:]
+
+    def _add(self, page: Any) -> None:
+        self += page.new
 
 
 class History(_Results):
@@ -327,7 +314,7 @@ class History(_Results):
             return Page(bundle, url=url, size=len(response.body))
 
         pages = iter_pages(fetch_page, url, what=what, **_WHOLE)
-        history._load(pages, limit=limit, what=what, read=lambda page: page.matches)
+        history._load(pages, limit=limit, what=what)
         return history
 
     def versions(self) -> list[dict[str, Any]]:
@@ -381,6 +368,10 @@ class SearchPage(Page):
     def __repr__(self) -> str:
         return f"<SearchPage: {len(self.resources)} resources>"
 
+    def get_key(self, match: dict[str, Any]) -> str:
+        """The resource, of which another version may come on a later page."""
+        return _get_key(match)
+
     @property
     def is_cut_off(self) -> bool:
         """As for any page; also if there are errors, or entries without a resource."""
@@ -392,23 +383,33 @@ class SearchPage(Page):
         )
 
 
-class Seen:
+class _Seen:
     """Finds resources that an earlier page already contained."""
 
     def __init__(self) -> None:
         self._recent: set[str] = set()
         self._older: set[str] = set()
 
-    def keep_new(self, resources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield each resource once, unless its duplicate comes much later."""
-        for resource in resources:
-            key = f"{resource.get('resourceType')}/{resource.get('id')}"
-            if "id" in resource and (key in self._recent or key in self._older):
+    def keep_new(
+        self,
+        items: list[dict[str, Any]],
+        get_key: Callable[[dict[str, Any]], str],
+    ) -> Iterator[dict[str, Any]]:
+        """Yield each item with a key once, unless its duplicate comes much later."""
+        for item in items:
+            key = get_key(item)
+            if key and (key in self._recent or key in self._older):
                 continue
             self._recent.add(key)
             if len(self._recent) >= _REMEMBERED:
                 self._recent, self._older = set(), self._recent
-            yield resource
+            yield item
+
+
+def _get_key(resource: dict[str, Any]) -> str:
+    """Type and id; empty without an id."""
+    id_ = resource.get("id")
+    return f"{resource.get('resourceType')}/{id_}" if id_ is not None else ""
 
 
 class SearchResult(_Results):
@@ -431,6 +432,7 @@ class SearchResult(_Results):
         self.resource_type = resource_type
         self.included: list[dict[str, Any]] = []
         self.outcomes: list[dict[str, Any]] = []
+        self._inclusions = _Seen()
 
     def __repr__(self) -> str:
         return f"<SearchResult: {self.resource_type}>"
@@ -443,15 +445,10 @@ class SearchResult(_Results):
             self.outcomes.append({"resourceType": "OperationOutcome", "issue": [issue]})
             self.is_complete = False
 
-    def _build_reader(self) -> Callable[[SearchPage], Iterable[dict[str, Any]]]:
-        matches, inclusions = Seen(), Seen()
-
-        def read(page: SearchPage) -> Iterable[dict[str, Any]]:
-            self.included += inclusions.keep_new(page.included)
-            self.outcomes += page.outcomes
-            return matches.keep_new(page.resources)
-
-        return read
+    def _add(self, page: SearchPage) -> None:
+        super()._add(page)
+        self.included += self._inclusions.keep_new(page.included, _get_key)
+        self.outcomes += page.outcomes
 
 
 class SearchStream(Stream):
@@ -513,23 +510,16 @@ class SearchStream(Stream):
         """Load everything, like ``FHIRClient.search``."""
         result = SearchResult(self.resource_type)
         pages = iter_pages(self._fetch_page, self._url, what=self._what, **_WHOLE)
-        result._load(pages, limit=limit, what=self._what, read=result._build_reader())
+        result._load(pages, limit=limit, what=self._what)
         # Everything of a record has no total that all servers agree on.
         if self.resource_type and not _NO_TOTAL.search(self._url):
             result._compare_total()
         return result
 
-    def iterate_new(self) -> Iterator[list[dict[str, Any]]]:
-        """Yield the matches of each page that no earlier page had."""
-        seen = Seen()
-        for page in self.pages():
-            yield list(seen.keep_new(page.resources))
-            del page
-
     def _iterate(self) -> Iterator[dict[str, Any]]:
-        for resources in self.iterate_new():
-            yield from resources
-            del resources
+        for page in self.pages():
+            yield from page.new
+            del page
 
     def _fetch_page(self, url: str) -> SearchPage:
         response = self._fetch(url)

@@ -33,7 +33,7 @@ from django_smart.fhir.paging import (
     SearchResult,
     SearchStream,
 )
-from django_smart.fhir.record import PatientRecord
+from django_smart.fhir.searching import PatientRecord
 from django_smart.fhir.session import FHIRSession
 from django_smart.fields import _Plaintext, _Secret
 from django_smart.launches.browser import Browser
