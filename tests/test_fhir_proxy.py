@@ -170,13 +170,14 @@ def test_odd_characters_of_a_query_are_written_again():
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 422, 429])
 def test_refusal_of_the_server_is_passed_on(status):
     proxy = Proxy()
-    outcome = {"resourceType": "OperationOutcome", "issue": []}
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"code": "invalid"}]}
     for answer in (respond(outcome, status), respond(b"<p>", status, media_type="x/y")):
         proxy.server.on("Patient/p1", answer)
         response = proxy("GET", "Patient/p1")
         assert response.status_code == status
-        assert json.loads(response.content)["resourceType"] == "OperationOutcome"
-        assert (response.content == answer.body) is (answer.body != b"<p>")
+        passed_on = json.loads(response.content)
+        assert passed_on["resourceType"] == "OperationOutcome"
+        assert (passed_on == outcome) is (answer.body != b"<p>")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_error_of_the_package_becomes_an_outcome(error, expected):
         raise error
 
     proxy = Proxy()
-    proxy.smart.fhir = SimpleNamespace(request=fail, base_url=BASE)
+    proxy.smart.fhir = SimpleNamespace(send_unchecked=fail, base_url=BASE)
     response = proxy("GET", "Patient/p1")
     assert response.status_code == expected
     assert json.loads(response.content)["resourceType"] == "OperationOutcome"
@@ -217,7 +218,7 @@ def test_reason_why_credentials_are_unusable_is_for_the_log_alone(caplog):
         raise CredentialsError("The secret file /run/secrets/ehr cannot be read.")
 
     proxy = Proxy()
-    proxy.smart.fhir = SimpleNamespace(request=fail, base_url=BASE)
+    proxy.smart.fhir = SimpleNamespace(send_unchecked=fail, base_url=BASE)
     response = proxy("GET", "Patient/p1")
     assert response.status_code == 503
     assert b"credentials_unusable" in response.content
@@ -364,7 +365,7 @@ def test_links_of_a_bundle_with_an_odd_type_are_not_signed(odd):
     assert response.status_code == 200
     assert b"_page" not in response.content
     proxy.server.on(path, respond({**OBSERVATION, "resourceType": odd}))
-    assert proxy("GET", path).status_code == 403
+    assert proxy("GET", path).status_code == 502
 
 
 # Headers
@@ -573,35 +574,6 @@ def test_links_of_a_stored_bundle_are_not_signed(method, path, answer):
     assert not any("_page" in url for url in links)
 
 
-def test_links_of_a_search_in_a_batch_are_signed():
-    proxy = Proxy(**ALL)
-    proxy.server.on("Observation/o1", respond(OBSERVATION))
-    searches = [SEARCH, "Observation/o1/_history", "Patient/p1/$everything"]
-    entries = [
-        {"request": {"method": "GET", "url": url}} for url in [*searches, "Bundle/b1"]
-    ]
-    batch = {"resourceType": "Bundle", "type": "batch", "entry": entries}
-    found = bundle(OBSERVATION, next_url=f"{BASE}?page=2")
-    resources = [found, {**found, "type": "history"}, found, STORED]
-    answer = {
-        "resourceType": "Bundle",
-        "type": "batch-response",
-        "link": [{"relation": "next", "url": f"{BASE}?page=3"}],
-        "entry": [
-            {"resource": each, "response": {"status": "200"}} for each in resources
-        ],
-    }
-    proxy.server.answers[BASE] = [respond(answer)]
-    value = json.loads(proxy("POST", "", batch).content)
-    links = [find_links(entry["resource"])[1] for entry in value["entry"]]
-    assert ["_page" in url for url in links] == [True, True, True, False]
-    assert value["link"][0]["url"] == f"{BASE}?page=3"
-    # Nothing says which answer is which.
-    answer["entry"].pop()  # type: ignore[attr-defined]
-    proxy.server.answers[BASE] = [respond(answer)]
-    assert b"_page" not in proxy("POST", "", batch).content
-
-
 def test_page_is_a_bundle_of_types_that_are_listed():
     proxy = Proxy(resource_types={"Observation"})
     url = f"{BASE}?page=2"
@@ -610,7 +582,7 @@ def test_page_is_a_bundle_of_types_that_are_listed():
     for page, status in [
         (bundle(OBSERVATION), 200),
         (bundle(PATIENT), 403),
-        (PATIENT, 502),
+        (PATIENT, 403),
         (OBSERVATION, 502),
         ({**STORED, "type": "collection"}, 502),
     ]:
@@ -655,8 +627,8 @@ def test_writes_are_passed_on_with_their_conditions():
     )
     proxy.server.on("Observation", created)
     body = (
-        b'{"resourceType": "Observation", "valueDecimal": 1.10, '
-        b'"subject": {"reference": "Patient/p1"}}'
+        b'{"resourceType":"Observation","valueDecimal":1.10,'
+        b'"subject":{"reference":"Patient/p1"}}'
     )
     response = proxy("POST", "Observation", body, If_None_Exist="identifier=1")
     assert response.status_code == 201
@@ -676,7 +648,7 @@ def test_writes_are_passed_on_with_their_conditions():
     assert proxy.server.requests[-1].body is None
     # Of what was read, also where the script names no version.
     assert proxy.server.requests[-1].headers["If-Match"] == 'W/"1"'
-    patch = b'[{"op": "add", "path": "/status", "value": "final"}]'
+    patch = b'[{"op":"add","path":"/status","value":"final"}]'
     proxy.server.on("Observation/o1", held)
     patch_type = "application/json-patch+json"
     response = proxy("PATCH", "Observation/o1", patch, content_type=patch_type)
@@ -757,7 +729,7 @@ def test_operations_need_to_be_allowed():
 
 def test_conflict_is_passed_on():
     proxy = Proxy(methods=WRITES)
-    outcome = {"resourceType": "OperationOutcome", "issue": []}
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"code": "conflict"}]}
     held = respond(OBSERVATION, etag='W/"1"')
     proxy.server.on("Observation/o1", held, respond(outcome, 412))
     response = proxy("PUT", "Observation/o1", OBSERVATION, If_Match='W/"1"')

@@ -18,17 +18,22 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NoReturn
 
-from django_smart.exceptions import FHIRRequestError, ForeignPatientError
+from django_smart.exceptions import (
+    FHIRRequestError,
+    ForeignPatientError,
+    InsufficientScopeError,
+)
 from django_smart.fhir.compartment import (
     REFERENCE,
     SUBJECT_NAMES,
     Record,
     build_unlisted_error,
+    find_missing_scope,
     get_compartment,
     is_shared,
 )
 from django_smart.fhir.interactions import BUNDLES, WRITES, Interaction
-from django_smart.fhir.requests import iter_parameters, parse_query
+from django_smart.fhir.requests import iter_parameters, parse_entry, parse_query
 
 __all__ = ["OPERATIONS", "AllowList"]
 
@@ -66,6 +71,8 @@ _CONTROLS = {
 }
 # Others would hide whose the resources are that an operation returns.
 _OPERATION_CONTROLS = frozenset({"_count", "_format", "_pretty"})
+# A script must not send the server many times as many requests.
+_MAX_ENTRIES = 100
 _READS = frozenset({"capabilities", "history-instance", "read", "vread"})
 
 # Operations with the types that have them, and their parameters, none of which leads
@@ -159,13 +166,29 @@ class AllowList:
 
     def check(self, asked: Interaction) -> None:
         """
-        Refuse a request, or an entry of a Bundle, that is not allowed in all its parts.
+        Refuse a request that is not allowed in all its parts, or in its entries.
 
         Raises:
             FHIRRequestError: with the code ``fhir_not_allowed``; the message says which
                 attribute of the view would allow it.
             ForeignPatientError: it may lead to another patient, so that none would.
+            InsufficientScopeError: the scopes do not allow it.
         """
+        asked_for = [asked]
+        self._check(asked)
+        if asked.name in BUNDLES:
+            asked_for = list(map(parse_entry, _get_entries(asked.body)))
+            for one in asked_for:
+                self._check(one)
+        scopes = self.record.scopes
+        for one in asked_for:
+            missing = find_missing_scope(scopes, one.name, one.resource_type)
+            if missing and scopes.resource_scopes:
+                raise InsufficientScopeError(
+                    f"This requires the scope {missing}.", missing=missing
+                )
+
+    def _check(self, asked: Interaction) -> None:
         name, kind = asked.name, asked.resource_type
         path, _, query = asked.path.partition("?")
         parts, pairs = path.split("/"), parse_query(query)
@@ -317,6 +340,17 @@ class AllowList:
         # Without effect where an id names the resource.
         for parameter, value in pairs if len(parts) == 1 else ():
             self._check_criterion(kind, parameter, value)
+
+
+def _get_entries(bundle: Any) -> list[Any]:
+    entries = bundle.get("entry", [])
+    if not isinstance(entries, list):
+        raise FHIRRequestError("The body is not a Bundle with entries.")
+    if len(entries) > _MAX_ENTRIES:
+        raise FHIRRequestError(
+            f"A Bundle may have at most {_MAX_ENTRIES} entries: send several."
+        )
+    return entries
 
 
 def _is_plain_step(step: Any) -> bool:

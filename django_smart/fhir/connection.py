@@ -247,7 +247,7 @@ class FHIRConnection:
         self.check_scope(interaction)
         guard = self._build_guard()
         if guard is None:
-            return self._perform(interaction, url=url)
+            return self.send_unchecked(interaction, url=url)
         own_url = self.build_url(interaction.path)
         target = own_url if url is None else url
         is_page = url is not None and interaction.name not in {"read", "vread"}
@@ -264,7 +264,7 @@ class FHIRConnection:
             raise ForeignPatientError(
                 "The same id at another base URL may be another patient's."
             )
-        response = self._perform(interaction, url=url)
+        response = self.send_unchecked(interaction, url=url)
         return guard.check(interaction, response)
 
     def perform_read(
@@ -414,11 +414,12 @@ class FHIRConnection:
         record = Record(
             patient_id=self.patient_id, base_url=self.base_url, scopes=scopes
         )
-        return RecordGuard(record=record, fetch=self._perform, rules=rules)
+        return RecordGuard(record=record, fetch=self.send_unchecked, rules=rules)
 
-    def _perform(
+    def send_unchecked(
         self, interaction: Interaction, *, url: str | None = None
     ) -> HTTPResponse:
+        """Send *interaction*, or get its continuation at *url*, whatever it is."""
         headers = {"Accept": FHIR_JSON, **interaction.headers}
         body = interaction.body
         if body is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -47,22 +46,22 @@ from ..fhir.compartment import (
     ABOUT_OTHERS,
     Record,
     build_unlisted_error,
-    find_missing_scope,
     iter_values,
 )
 from ..fhir.guard import RecordGuard, RecordRules
 from ..fhir.interactions import BUNDLES, FHIR_JSON, JSON_PATCH, WRITES, Interaction
-from ..fhir.json import dump_json, load_json
+from ..fhir.json import dump_json
 from ..fhir.messages import (
-    ParsedResponse,
+    process_change_response,
+    process_delete_response,
     process_read_response,
-    raise_for_status,
+    process_resource_response,
+    raise_unless_ok,
     resolve_link,
 )
-from ..fhir.record_check import is_of_patient, iter_links, record_check
-from ..fhir.requests import MAX_DEPTH, parse_body, parse_entry, parse_interaction
+from ..fhir.record_check import is_of_patient, iter_links
+from ..fhir.requests import parse_body, parse_interaction
 from ..launches.request_state import get_request_state
-from ..protocol.json import parse_json_object
 from ..protocol.messages import HTTPResponse
 from .base import outside_transactions
 
@@ -76,8 +75,6 @@ _PAGE = "_page"
 # Types of Bundles that a server makes, page by page, for those who ask.
 _PAGED_TYPES = frozenset({"history", "searchset"})
 _READS = {"GET", "HEAD"}
-# A script must not send the server many times as many requests.
-_MAX_ENTRIES = 100
 # What has to come back.
 _BUNDLE_TYPES = {
     "batch": {"batch-response"},
@@ -192,9 +189,7 @@ class FHIRProxyView(View):
             response = _build_outcome(error.http_status, "exception", text)
         except SMARTError as error:
             logger.info("the FHIR proxy responded with %s", error.code)
-            status = _get_status(error)
-            issue = _ISSUES.get(status, "exception")
-            response = _build_outcome(status, issue, f"{error.code}: {error}")
+            response = _build_refusal(error)
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.methods)
         response.headers["Cache-Control"] = "private, no-store"
@@ -229,7 +224,7 @@ class FHIRProxyView(View):
             return _pass_on(guard.fetch(asked), asked, guard, rewriter)
         query, source = _take_source(request)
         asked = _read_interaction(request, path, query)
-        _allow(asked, rules)
+        rules.check(asked)
         prepared = guard.prepare(asked)
         is_binary = (asked.resource_type, asked.name) == ("Binary", "read")
         if source and not is_binary:
@@ -240,11 +235,7 @@ class FHIRProxyView(View):
         # A stream does not show whose it is.
         if is_known and "Binary" in (self.resource_types or ()):
             return _stream_binary(request, smart, asked.path)
-        body = prepared.body
-        if body is not None and not isinstance(body, bytes):
-            # Unchanged, unless something had to be added.
-            body = request.body if body is asked.body else dump_json(body)
-        answer = guard.fetch(replace(prepared, body=body))
+        answer = guard.fetch(prepared)
         try:
             return _pass_on(answer, asked, guard, rewriter)
         except (ForeignPatientError, MalformedFHIRResponseError) as error:
@@ -271,16 +262,7 @@ class FHIRProxyView(View):
             operations=self.operations,
             parameters=self.parameters,
         )
-
-        def fetch(asked: Interaction) -> HTTPResponse:
-            headers = dict(asked.headers)
-            if asked.body is not None:
-                headers["Content-Type"] = asked.media_type
-            answer: HTTPResponse = smart.fhir.request(
-                asked.method, asked.path, headers=headers, body=asked.body
-            )
-            return answer
-
+        fetch = smart.fhir.send_unchecked
         return rules, RecordGuard(record=record, fetch=fetch, rules=RecordRules())
 
 
@@ -335,33 +317,6 @@ def _read_interaction(request: HttpRequest, path: str, query: str) -> Interactio
         body=body,
         media_type=media_type or "",
     )
-
-
-def _allow(asked: Interaction, rules: AllowList) -> None:
-    """Refuse what the view or the scopes do not allow, also in a Bundle."""
-    rules.check(asked)
-    asked_for = [asked]
-    if asked.name in BUNDLES:
-        asked_for = list(map(parse_entry, _get_entries(asked.body)))
-        for one in asked_for:
-            rules.check(one)
-    scopes = rules.record.scopes
-    for one in asked_for:
-        missing = find_missing_scope(scopes, one.name, one.resource_type)
-        if missing and scopes.resource_scopes:
-            text = f"This requires the scope {missing}."
-            raise _RefusedError(403, "forbidden", text)
-
-
-def _get_entries(bundle: Any) -> list[Any]:
-    entries = bundle.get("entry", [])
-    if not isinstance(entries, list):
-        raise FHIRRequestError("The body is not a Bundle with entries.")
-    if len(entries) > _MAX_ENTRIES:
-        raise FHIRRequestError(
-            f"A Bundle may have at most {_MAX_ENTRIES} entries: send several."
-        )
-    return entries
 
 
 def _get_headers(request: HttpRequest) -> dict[str, str]:
@@ -457,15 +412,14 @@ def _pass_on(
     rewriter: _Rewriter,
 ) -> HttpResponse:
     """Check what came, and answer with it."""
-    is_read = asked.method == "GET" or asked.name in {"search", *BUNDLES}
-    if asked.name == "delete" and answer.status_code in {200, 202, 204}:
+    body = b""
+    if asked.name == "delete":
         # What a server says about a deletion may be no FHIR.
-        answer = replace(answer, body=b"")
-    elif answer.status_code not in ({200} if is_read else {200, 201, 204}):
-        return _pass_on_failure(answer, guard)
-    if answer.body or asked.name not in WRITES:
-        answer = _check_body(answer, asked, guard)
-    body = rewriter.rewrite(answer, asked)
+        process_delete_response(answer, what="request")
+    elif resource := _read_answer(guard.check(asked, answer), asked):
+        rewriter.rewrite(resource, answer.url, asked)
+        # Not its own bytes, in which a browser could read something else.
+        body = dump_json(resource)
     response = _build_fhir_response(answer.status_code, body)
     for name in _RESPONSE_HEADERS:
         if value := answer.headers.get(name.lower()):
@@ -474,27 +428,27 @@ def _pass_on(
     return response
 
 
-def _check_body(
-    answer: HTTPResponse, asked: Interaction, guard: RecordGuard
-) -> HTTPResponse:
-    """Check every resource that came; return what may be passed on of it."""
-    resource = _json_object(answer)
-    found = resource.get("resourceType"), resource.get("id")
+def _read_answer(answer: HTTPResponse, asked: Interaction) -> dict[str, Any] | None:
+    """Return the resource that was asked for, and no other."""
+    if asked.name in WRITES:
+        return process_change_response(answer, what="request")
+    resource = process_resource_response(answer, what="request")
+    found = resource["resourceType"], resource.get("id")
     wanted = _BUNDLE_TYPES.get(asked.name)
-    is_wanted = found[0] == "Bundle" and str(resource.get("type")) in (wanted or ())
-    if wanted is not None and not is_wanted:
-        raise MalformedFHIRResponseError("the response is of another type")
-    if asked.name in {"read", "vread"} and found != (asked.resource_type, asked.id):
-        raise MalformedFHIRResponseError("the server returned another resource")
-    checked = guard.check(asked, answer)
-    if asked.name != "capabilities" and not isinstance(checked, ParsedResponse):
-        raise ForeignPatientError("The response has no type that can be checked.")
-    return checked
+    if wanted is None:
+        is_wanted = asked.name not in {"read", "vread"} or (
+            found == (asked.resource_type, asked.id)
+        )
+    else:
+        is_wanted = found[0] == "Bundle" and str(resource.get("type")) in wanted
+    if not is_wanted:
+        raise MalformedFHIRResponseError("the response is not what was asked for")
+    return resource
 
 
 def _stream_binary(
     request: HttpRequest, smart: Any, path: str
-) -> StreamingHttpResponse | HttpResponse:
+) -> StreamingHttpResponse:
     """The bytes of a Binary: a download, never a page or a script of this site."""
     with ExitStack() as stack:
         stream = stack.enter_context(
@@ -506,10 +460,8 @@ def _stream_binary(
                 resource_type="Binary",
             )
         )
-        head = stream.head
-        if head.status_code != 200:
-            return _pass_on_failure(head)
-        closing = stack.pop_all()
+        raise_unless_ok(stream, what="request")
+        head, closing = stream.head, stack.pop_all()
 
     def read() -> Iterator[bytes]:
         with closing:
@@ -532,44 +484,6 @@ async def _read_async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     read_one = sync_to_async(lambda: next(chunks, None))
     while (chunk := await read_one()) is not None:
         yield chunk
-
-
-def _pass_on_failure(
-    answer: HTTPResponse, guard: RecordGuard | None = None
-) -> HttpResponse:
-    """Pass on a refusal of the server, and report its fault as what it is here."""
-    status = answer.status_code
-    if status >= 500:
-        raise_for_status(answer, "request")
-    if status < 400:
-        raise MalformedFHIRResponseError(f"the server returned status {status}")
-    try:
-        outcome = _json_object(answer)
-        if outcome.get("resourceType") != "OperationOutcome":
-            raise MalformedFHIRResponseError("the server refused without an outcome")
-        if guard is not None:
-            record_check(outcome, guard.record)
-    except SMARTError:
-        response = _build_outcome(
-            status, "processing", f"The server returned status {status}."
-        )
-    else:
-        response = _build_fhir_response(status, answer.body)
-    if answer.retry_after is not None:
-        response.headers["Retry-After"] = str(int(answer.retry_after))
-    return response
-
-
-def _json_object(answer: HTTPResponse) -> dict[str, Any]:
-    """Return the body of *answer*, which has to be a JSON object."""
-    if answer.media_type not in _JSON_TYPES:
-        raise MalformedFHIRResponseError("the server did not return JSON")
-    return parse_json_object(
-        answer.body,
-        error=MalformedFHIRResponseError,
-        what="server response",
-        max_depth=MAX_DEPTH,
-    )
 
 
 # Addresses of the FHIR server, replaced by addresses of this site
@@ -595,39 +509,23 @@ class _Rewriter:
         is_below = url.startswith(self._base)
         return self._proxy_url + url.removeprefix(self._base) if is_below else url
 
-    def rewrite(self, answer: HTTPResponse, asked: Interaction) -> bytes:
+    def rewrite(self, resource: dict[str, Any], url: str, asked: Interaction) -> None:
         """
-        Replace the addresses in the body of *answer*.
+        Replace the addresses in the *resource* that came from *url*.
 
         In Bundles: ``fullUrl``, ``location`` and links; only those that the server made
         to answer *asked* lead to further pages.  In resources: references to
         the server become relative, which are right at the proxy, and at the server if
         the resource is sent back.
         """
-        if not answer.body:
-            return b""
-        value = load_json(answer.body)
-        url = answer.url or self._base
-        if asked.name in BUNDLES:
-            self._sign_batch(value, url, asked)
-        else:
-            self._sign(value, url, asked)
-        self._rewrite(value, url)
-        # Not its own bytes, in which a browser could read something else.
-        return dump_json(value)
-
-    def _rewrite(self, value: Any, url: str) -> None:
-        if isinstance(value, list):
-            for item in value:
-                self._rewrite(item, url)
-        elif isinstance(value, dict):
-            if value.get("resourceType") == "Bundle":
-                self._rewrite_bundle(value, url)
-            _replace(value, "reference", self._as_relative)
-            if "contentType" in value:  # of an attachment
-                _replace(value, "url", self._as_relative)
-            for item in value.values():
-                self._rewrite(item, url)
+        self._sign(resource, url, asked)
+        for value in iter_values(resource):
+            if isinstance(value, dict):
+                if value.get("resourceType") == "Bundle":
+                    self._rewrite_bundle(value, url)
+                _replace(value, "reference", self._as_relative)
+                if "contentType" in value:  # of an attachment
+                    _replace(value, "url", self._as_relative)
 
     def _rewrite_bundle(self, bundle: dict[str, Any], url: str) -> None:
         for link in _get_objects(bundle.get("link")):
@@ -655,11 +553,10 @@ class _Rewriter:
             ) from None
         return str(url)
 
-    def _sign(self, value: Any, url: str, asked: Interaction) -> None:
-        """Sign the links of the Bundles that the server made to answer *asked*."""
-        if not isinstance(value, dict) or value.get("resourceType") != "Bundle":
-            return
-        if asked.name not in _PAGED or str(value.get("type")) not in _PAGED_TYPES:
+    def _sign(self, value: dict[str, Any], url: str, asked: Interaction) -> None:
+        """Sign the links of a Bundle that the server made to answer *asked*."""
+        is_made = value["resourceType"] == "Bundle" and asked.name in _PAGED
+        if not is_made or str(value.get("type")) not in _PAGED_TYPES:
             return
         # A server may keep its pages anywhere; what it named is signed, so that a
         # script cannot name another place itself, nor in a Bundle that it stored.
@@ -671,14 +568,6 @@ class _Rewriter:
             if self._client.is_within_boundary(target):
                 signed = signing.dumps(target, salt=self._salt, compress=True)
                 link["url"] = f"{self._proxy_url}{_PAGE}?url={signed}"
-
-    def _sign_batch(self, value: dict[str, Any], url: str, asked: Interaction) -> None:
-        entries = [parse_entry(entry) for entry in asked.body.get("entry", [])]
-        answers = _get_objects(value.get("entry"))
-        # An answer is known by its place alone.
-        if len(answers) == len(entries):
-            for answer, entry in zip(answers, entries, strict=True):
-                self._sign(answer.get("resource"), url, entry)
 
 
 def _get_objects(items: object) -> list[dict[str, Any]]:
@@ -711,13 +600,25 @@ def _get_status(error: SMARTError) -> int:
             return error.http_status
 
 
+def _build_refusal(error: SMARTError) -> HttpResponse:
+    """Pass on a refusal of the server (4xx), and report a fault as what it is here."""
+    status = _get_status(error)
+    issue = _ISSUES.get(status, "exception")
+    response = _build_outcome(status, issue, f"{error.code}: {error}")
+    if isinstance(error, FHIRStatusError):
+        if error.issues and status < 500:
+            outcome = {"resourceType": "OperationOutcome", "issue": error.issues}
+            response = _build_fhir_response(status, dump_json(outcome))
+        if error.retry_after is not None:
+            response.headers["Retry-After"] = str(int(error.retry_after))
+    return response
+
+
 def _build_outcome(status: int, issue: str, diagnostics: str) -> HttpResponse:
     """An ``OperationOutcome`` with one issue."""
-    outcome = {
-        "resourceType": "OperationOutcome",
-        "issue": [{"severity": "error", "code": issue, "diagnostics": diagnostics}],
-    }
-    return _build_fhir_response(status, json.dumps(outcome).encode())
+    issues = [{"severity": "error", "code": issue, "diagnostics": diagnostics}]
+    outcome = {"resourceType": "OperationOutcome", "issue": issues}
+    return _build_fhir_response(status, dump_json(outcome))
 
 
 def _build_fhir_response(status: int, body: bytes) -> HttpResponse:

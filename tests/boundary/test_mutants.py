@@ -125,14 +125,14 @@ HOLES = (
     ),
     (
         "an entry of a batch",
-        "        for one in asked_for:\n            rules.check(one)\n",
+        "            for one in asked_for:\n                self._check(one)\n",
         "",
         _PROXY,
     ),
     (
-        "a response without a type",
-        'asked.name != "capabilities" and not isinstance(checked, ParsedResponse)',
-        "False",
+        "a response that is not what was asked for",
+        "    if not is_wanted:\n",
+        "    if False:\n",
         _PROXY,
     ),
     (

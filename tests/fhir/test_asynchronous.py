@@ -205,7 +205,7 @@ SYNCHRONOUS = {
     *("as_fhirclient", "as_fhirpy", "session", "stream", "stream_anonymous"),
     *("build_url", "check_scope", "is_within_boundary", "perform", "perform_read"),
     *("export", "resume_export"),
-    *("send_anonymous", "send_authorized"),
+    *("send_anonymous", "send_authorized", "send_unchecked"),
 }
 
 
