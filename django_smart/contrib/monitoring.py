@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.db import connections, router
 from django.db.models import Count, F, Min, Q
 from django.utils import timezone
@@ -226,6 +227,10 @@ _HELP = {
     "last_success_timestamp_seconds": "Time of the last refresh that returned tokens.",
     "last_failure_timestamp_seconds": "When a worker last found the server down.",
 }
+_RECORDS_HELP = {
+    "records": "Whole records by the status of their latest run.",
+    "records_oldest_seconds": "Seconds since the oldest record was read to its end.",
+}
 _SITE_HELP = {
     "deployment_adopted": "0 if another deployment owns the grants, or none may.",
     "last_run_timestamp_seconds": "When a worker or cron last looked for due grants.",
@@ -253,6 +258,8 @@ class GrantCollector:
             health = read_health()
             _add_gauges(families, health.values())
             _add_counts(families, {pk: one.slug for pk, one in health.items()})
+            if apps.is_installed("django_smart.contrib.records"):
+                _add_records(families, health)
             families["deployment_adopted"].add_metric([], not belong_elsewhere())
             if ran_at := TaskRun.objects.get_time(REFRESH):
                 name = "last_run_timestamp_seconds"
@@ -311,6 +318,18 @@ def _add_counts(families: dict[str, Any], slugs: Mapping[int, str]) -> None:
         )
 
 
+def _add_records(families: dict[str, Any], health: Mapping[int, ServerHealth]) -> None:
+    from .records.models import SyncRun
+
+    for row in SyncRun.objects.filter(server__in=health).summarize():
+        one = health[row["server_id"]]
+        for status in ("finished", "reading", "waiting"):
+            families["records"].add_metric([one.slug, status], row[status])
+        if row["oldest"] is not None:
+            age = (one.read_at - row["oldest"]).total_seconds()
+            families["records_oldest_seconds"].add_metric([one.slug], age)
+
+
 def _build_families() -> dict[str, Any]:
     # Of the extra.
     from prometheus_client.metrics_core import (
@@ -319,12 +338,13 @@ def _build_families() -> dict[str, Any]:
         HistogramMetricFamily,
     )
 
-    labels = {"grants": ["server", "status"]}
+    by_status = ["server", "status"]
+    labels = {"grants": by_status, "records": by_status}
     families: dict[str, Any] = {
         name: GaugeMetricFamily(
             f"django_smart_{name}", text, labels=labels.get(name, ["server"])
         )
-        for name, text in _HELP.items()
+        for name, text in (_HELP | _RECORDS_HELP).items()
     }
     for name, text in _SITE_HELP.items():
         families[name] = GaugeMetricFamily(f"django_smart_{name}", text)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from django_smart.clients import connections_of
-from django_smart.contrib.records.models import SyncRun
+from django_smart.contrib.records.models import StoredResource, SyncRun
 from django_smart.contrib.records.schedule import RECORDS_SCHEDULE
+from django_smart.contrib.records.signals import record_synced
 from django_smart.contrib.records.sinks import NDJSONSink, Sink
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.testing import EHRSimulator
@@ -19,7 +20,7 @@ from tests.factories import make_registration
 pytestmark = pytest.mark.django_db
 
 PAGE = "how-to/sync-records.rst"
-SETTINGS, USING, FUNCTION, SINK, LOOP = read_blocks(PAGE)
+SETTINGS, USING, FUNCTION, SINK, LOOP, SIGNAL, FORGET = read_blocks(PAGE)
 
 
 def test_settings_of_the_page() -> None:
@@ -50,3 +51,11 @@ def test_record_is_read_and_used(ehr: EHRSimulator) -> None:
     names = execute(USING, request=_Request, connection=connection)
     assert names["run"] == SyncRun.objects.get()
     assert names["copy"].resource["resourceType"] == "Observation"
+    told: list[Any] = []
+    names = execute(SIGNAL, tell_the_clinic=lambda user, run: told.append(user))
+    assert execute(LOOP, user=launch.user)["run"].is_complete
+    assert told == [launch.user]
+    record_synced.disconnect(names["look_for_results"])
+    execute(FORGET)["forget_record"](connection.grant)
+    assert not SyncRun.objects.exists()
+    assert not StoredResource.objects.exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Count, Q
+from django.db.models import Count, F, Min, Q
+from django.db.models.functions import Coalesce
 from django.utils.translation import gettext_lazy as _
 
 from django_smart.fhir.json import load_json
@@ -15,11 +17,15 @@ from django_smart.fields import DigestField, EncryptedTextField, digest
 from django_smart.models import FHIRServer, TokenGrant
 from django_smart.models.clock import DatabaseNow
 
-__all__ = ["StoredResource", "SyncRun", "SyncedResource", "SyncedType"]
+__all__ = ["IS_FINISHED", "StoredResource", "SyncRun", "SyncedResource", "SyncedType"]
 
 # A run that stored nothing for so long was killed: longer than a request may take with
 # the pauses that the EHR asks for.
 _LEASE = timedelta(minutes=5)
+
+
+# Whether the latest run has read everything that it could.
+IS_FINISHED = Q(finished_at__gte=F("started_at"))
 
 
 class SyncRunQuerySet(models.QuerySet["SyncRun"]):
@@ -51,6 +57,20 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
         """Return the run of a grant's record; of several sinks, the one used last."""
         runs = self.filter(**_get_record(grant))
         return runs.order_by("started_at").last()
+
+    def summarize(self) -> Iterable[Mapping[str, Any]]:
+        """
+        Return for each server how many runs are finished, being read or waiting.
+
+        ``oldest`` is when the record that is furthest behind was last read to its end,
+        or when its first run began.
+        """
+        return self.values("server_id").annotate(
+            finished=Count("pk", filter=IS_FINISHED & Q(owner="")),
+            reading=Count("pk", filter=~Q(owner="")),
+            waiting=Count("pk", filter=Q(owner="")) - F("finished"),
+            oldest=Min(Coalesce("finished_at", "started_at")),
+        )
 
     def without_grant(self) -> Self:
         """Return runs of records to which no grant is left, not even a lost one."""
@@ -132,7 +152,11 @@ class SyncRun(models.Model):
     @property
     def is_finished(self) -> bool:
         """Whether every type was read, refused, or could only be read in part."""
-        return self.finished_at is not None
+        return (
+            self.started_at is not None
+            and self.finished_at is not None
+            and self.finished_at >= self.started_at
+        )
 
     @property
     def is_complete(self) -> bool:

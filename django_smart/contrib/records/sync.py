@@ -96,7 +96,9 @@ class Sync:
         *,
         types: Iterable[str] | None = None,
         attachments: bool = False,
+        on_progress: Callable[[SyncRun, int], None] | None = None,
     ) -> None:
+        """*on_progress* gets the run and how many resources were delivered."""
         if not grant.patient_id or grant.user_id is None:
             raise ValueError("sync_record() requires a grant of a user for a patient.")
         if TokenGrant.objects.find_usable(grant.pk) is None:
@@ -112,6 +114,7 @@ class Sync:
         self._sink = sink
         self._types = None if types is None else list(types)
         self._attachments = attachments
+        self._on_progress = on_progress
         self._page_size = _PAGE_SIZE
         self._run = SyncRun.get_for(grant, sink.get_name())
         self._owner = str(uuid.uuid4())
@@ -152,13 +155,13 @@ class Sync:
         now = timezone.now()
         run.number += 1
         run.is_full = run.full_at is None or run.full_at <= now - _FULL_EVERY
-        run.started_at, run.finished_at = now, None
+        run.started_at = now
         statement: dict[str, Any] = {}
         with suppress(FHIRError):
             statement = self._ask(self._client.capabilities)
         with self._storing():
             self._plan(statement)
-            run.save(update_fields=["number", "is_full", "started_at", "finished_at"])
+            run.save(update_fields=["number", "is_full", "started_at"])
 
     def _plan(self, statement: Mapping[str, Any]) -> None:
         """Make a row for each search, and let each begin anew."""
@@ -403,6 +406,8 @@ class Sync:
             if row is not None:
                 row.newest = _find_newest([row.newest, *map(_get_time, kept)])
                 row.save()
+        if self._on_progress is not None:
+            self._on_progress(self._run, len(changed))
 
     def _is_of_patient(self, resource: Resource) -> bool:
         try:

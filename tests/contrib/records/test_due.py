@@ -18,10 +18,12 @@ from django.test import Client
 from django.utils import timezone
 from werkzeug.wrappers import Response
 
+from django_smart.contrib.monitoring import GrantCollector
 from django_smart.contrib.records import sync_record
 from django_smart.contrib.records.due import build_sink, find_due_grants
 from django_smart.contrib.records.models import StoredResource, SyncedType, SyncRun
 from django_smart.contrib.records.schedule import RECORDS_SCHEDULE
+from django_smart.contrib.records.signals import record_synced
 from django_smart.contrib.records.sinks import ModelSink, NDJSONSink
 from django_smart.contrib.records.tasks import sync_due_records
 from django_smart.grants.ending import disconnect_grant
@@ -68,7 +70,7 @@ def connect_again(ehr: EHRSimulator) -> TokenGrant:
 
 def make_due() -> None:
     then = timezone.now() - timedelta(hours=25)
-    SyncRun.objects.update(finished_at=then)
+    SyncRun.objects.update(started_at=then, finished_at=then)
 
 
 def test_task_reads_each_record_once_a_day(grant: TokenGrant) -> None:
@@ -275,3 +277,57 @@ def test_connections_show_how_far_the_record_was_read(
     number = len(run.states)
     assert f"{number - 1} of {number} kinds of records read" in page
     assert "does not share: health problems" in page
+
+
+def test_metrics_count_records_and_show_the_oldest(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    prometheus_client = pytest.importorskip("prometheus_client")
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(GrantCollector())
+
+    def get(name: str, **labels: str) -> float | None:
+        labels["server"] = grant.registration.server.slug
+        value: float | None = registry.get_sample_value(f"django_smart_{name}", labels)
+        return value
+
+    assert get("records", status="finished") is None
+    sync_due_records()
+    assert get("records", status="finished") == 1
+    make_due()
+    day_and_hour = 25 * 3600
+    assert (get("records_oldest_seconds") or 0) >= day_and_hour
+    be_busy(ehr)
+    sync_due_records()
+    numbers = [get("records", status=each) for each in ("finished", "waiting")]
+    assert numbers == [0, 1]
+    assert (get("records_oldest_seconds") or 0) >= day_and_hour
+
+
+def test_signal_tells_that_a_record_was_read(grant: TokenGrant) -> None:
+    heard: list[Any] = []
+
+    def hear(run: SyncRun, grant: TokenGrant, **_: Any) -> None:
+        heard.append((run, grant))
+
+    record_synced.connect(hear)
+    run = sync_record(grant, ModelSink())
+    assert heard == [(run, grant)]
+    FHIRServer.objects.update(paused=True)
+    make_due()
+    sync_record(grant, ModelSink())
+    assert len(heard) == 1
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("out", [StringIO(), Terminal()])
+def test_command_shows_its_progress_to_a_person(
+    grant: TokenGrant, out: StringIO
+) -> None:
+    call_command("smart_sync", stdout=out)
+    assert ("#" in out.getvalue()) is out.isatty()
+    assert "types complete" in out.getvalue().splitlines()[-1]

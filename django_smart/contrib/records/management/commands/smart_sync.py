@@ -6,20 +6,27 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    CommandParser,
+    OutputWrapper,
+)
 
-from django_smart.contrib.records import sync_record
 from django_smart.contrib.records.due import (
     EVERY,
     build_sink,
     find_due_grants,
     forget_ended_records,
 )
-from django_smart.contrib.records.models import SyncRun
+from django_smart.contrib.records.models import SyncedType, SyncRun
+from django_smart.contrib.records.sync import Sync
 from django_smart.exceptions import SMARTError
 from django_smart.models import TokenGrant
 
 __all__ = ["Command"]
+
+_WIDTH = 20
 
 
 class Command(BaseCommand):
@@ -60,8 +67,9 @@ class Command(BaseCommand):
         failed = 0
         for number, grant_id in enumerate(grant_ids, 1):
             progress = f"[{number}/{len(grant_ids)}] grant {grant_id}"
+            bar = _Bar(self.stdout, progress) if self.stdout.isatty() else None
             try:
-                run = sync_record(grants.get(pk=grant_id), sink)
+                run = Sync(grants.get(pk=grant_id), sink, on_progress=bar).run()
             except SMARTError as exc:
                 failed += 1
                 self.stderr.write(f"{progress}: {exc} ({exc.code})")
@@ -70,10 +78,33 @@ class Command(BaseCommand):
                 failed += 1
                 self.stderr.write(f"{progress}: {type(exc).__name__}")
                 continue
+            finally:
+                if bar is not None:
+                    self.stdout.write()
             failed += not run.is_finished
             self.stdout.write(f"{progress}: {_describe(run)}")
         if failed:
             raise CommandError(f"{failed} of {len(grant_ids)} records were not read.")
+
+
+class _Bar:
+    """How far a run is, on one line of a terminal."""
+
+    def __init__(self, stdout: OutputWrapper, progress: str) -> None:
+        self._stdout, self._progress = stdout, progress
+        self._delivered = 0
+
+    def __call__(self, run: SyncRun, delivered: int) -> None:
+        self._delivered += delivered
+        states = list(run.states.values())
+        read = len(states) - states.count(SyncedType.State.WAITING)
+        bar = "#" * (_WIDTH * read // len(states))
+        self._stdout.write(
+            f"\r{self._progress} [{bar:{_WIDTH}}] {read} of {len(states)} types, "
+            f"{self._delivered} resources",
+            ending="",
+        )
+        self._stdout.flush()
 
 
 def _describe(run: SyncRun) -> str:
