@@ -32,8 +32,14 @@ from django_smart.fhir.compartment import (
     get_compartment,
     is_shared,
 )
-from django_smart.fhir.interactions import BUNDLES, WRITES, Interaction
-from django_smart.fhir.requests import iter_parameters, parse_entry, parse_query
+from django_smart.fhir.interactions import (
+    BUNDLES,
+    WRITES,
+    Interaction,
+    iter_parameters,
+    parse_entry,
+    parse_query,
+)
 
 __all__ = ["OPERATIONS", "AllowList"]
 
@@ -189,9 +195,7 @@ class AllowList:
                 )
 
     def _check(self, asked: Interaction) -> None:
-        name, kind = asked.name, asked.resource_type
-        path, _, query = asked.path.partition("?")
-        parts, pairs = path.split("/"), parse_query(query)
+        name, kind, parts = asked.name, asked.resource_type, asked.parts
         self._require("methods", asked.method)
         if name in BUNDLES:
             self._require("batch", name)
@@ -201,19 +205,20 @@ class AllowList:
         if name == "operation":
             self._require("operations", parts[-1].removeprefix("$"))
         if self.record.is_open(name, kind):
-            self._check_open(asked, pairs)
+            self._check_open(asked)
         elif name == "search":
             if len(parts) > 2 and parts[0] != "Patient":
                 raise ForeignPatientError("This is not the patient of this launch.")
+            pairs = asked.pairs
             if isinstance(asked.body, bytes):
                 pairs += parse_query(asked.body.decode("utf-8", "replace"))
             self._check_search(kind, pairs)
         elif name == "operation":
-            self._check_operation(asked, parts, pairs)
+            self._check_operation(asked)
         elif name in WRITES:
-            self._check_write(asked, parts, pairs)
+            self._check_write(asked)
         elif name in _READS:
-            for parameter, value in pairs:
+            for parameter, value in asked.pairs:
                 self._check_control(parameter, value)
         else:
             raise ForeignPatientError(f"A {name} is not about a single patient.")
@@ -223,10 +228,10 @@ class AllowList:
         if value not in (getattr(self, attribute) or ()):
             raise build_unlisted_error(attribute, value)
 
-    def _check_open(self, asked: Interaction, pairs: list[tuple[str, str]]) -> None:
+    def _check_open(self, asked: Interaction) -> None:
         """The server decides about this type, which is not to say about others."""
         if asked.name == "search" and self.record.scopes.are_for_patient:
-            for parameter, _ in pairs:
+            for parameter, _ in asked.pairs:
                 if "_has" in parameter.lower():
                     self._require("parameters", f"{asked.resource_type}.{parameter}")
 
@@ -296,10 +301,9 @@ class AllowList:
 
     # Operations
 
-    def _check_operation(
-        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
-    ) -> None:
-        operation, kind = parts[-1].removeprefix("$"), asked.resource_type
+    def _check_operation(self, asked: Interaction) -> None:
+        operation, kind = asked.parts[-1].removeprefix("$"), asked.resource_type
+        pairs = asked.pairs
         is_known = operation in _OPERATIONS
         types, names = _OPERATIONS.get(operation, ((), ""))
         if not kind or (types and kind not in types):
@@ -324,10 +328,8 @@ class AllowList:
 
     # Changes
 
-    def _check_write(
-        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
-    ) -> None:
-        kind, name = asked.resource_type, asked.name
+    def _check_write(self, asked: Interaction) -> None:
+        kind, name, pairs = asked.resource_type, asked.name, asked.pairs
         if is_shared(kind):
             self._require("resource_types", kind)
         if name == "patch":
@@ -335,10 +337,9 @@ class AllowList:
             if not all(map(_is_plain_step, steps)):
                 _refuse("A patch that is no JSON Patch, copies or moves")
         if name == "create":
-            condition = asked.headers.get("If-None-Exist", "")
-            pairs = parse_query(condition.partition("?")[2] or condition)
+            pairs = asked.conditions or []
         # Without effect where an id names the resource.
-        for parameter, value in pairs if len(parts) == 1 else ():
+        for parameter, value in pairs if len(asked.parts) == 1 else ():
             self._check_criterion(kind, parameter, value)
 
 

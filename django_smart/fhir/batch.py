@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec
 
 from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
 from django_smart.fhir.connection import FHIRConnection
@@ -38,6 +39,8 @@ from django_smart.fhir.parameters import SearchParams, build_search_query
 from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["Batch", "BatchAnswer"]
+
+_P = ParamSpec("_P")
 
 _STATUS = re.compile(r"\s*([1-5][0-9]{2})(?:\s.*)?", re.DOTALL)
 
@@ -80,6 +83,18 @@ class BatchAnswer:
         return self.resource
 
 
+def _adding(
+    build: Callable[_P, Interaction],
+) -> Callable[Concatenate[Batch, _P], None]:
+    """Make a method that adds what *build* builds."""
+
+    @wraps(build)
+    def add(self: Batch, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        self._add(build(*args, **kwargs))
+
+    return add
+
+
 class Batch:
     """
     Collects interactions and sends them in one request.
@@ -110,9 +125,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def read(self, resource_type: str, id: str) -> None:  # noqa: A002
-        """Add a read."""
-        self._add(build_read(resource_type, id))
+    read = _adding(build_read)
+    update = _adding(build_update)
+    patch = _adding(build_patch)
+    delete = _adding(build_delete)
 
     def vread(self, resource_type: str, id: str, version_id: str) -> None:  # noqa: A002
         """Add a read of one version."""
@@ -135,39 +151,6 @@ class Batch:
         full_url = f"urn:uuid:{uuid.uuid4()}"
         self._add(build_create(resource, if_none_exist=if_none_exist), full_url)
         return full_url
-
-    def update(
-        self,
-        resource: Mapping[str, Any],
-        *,
-        if_match: str | Mapping[str, Any] | None = None,
-        where: SearchParams | None = None,
-    ) -> None:
-        """Add an update."""
-        self._add(build_update(resource, where=where, if_match=if_match))
-
-    def patch(
-        self,
-        resource_type: str,
-        id: str | None,  # noqa: A002
-        patch: Sequence[Mapping[str, Any]] | Mapping[str, Any],
-        *,
-        if_match: str | Mapping[str, Any] | None = None,
-        where: SearchParams | None = None,
-    ) -> None:
-        """Add a patch."""
-        self._add(build_patch(resource_type, id, patch, where=where, if_match=if_match))
-
-    def delete(
-        self,
-        resource_type: str,
-        id: str | None = None,  # noqa: A002
-        *,
-        where: SearchParams | None = None,
-        if_match: str | Mapping[str, Any] | None = None,
-    ) -> None:
-        """Add a delete."""
-        self._add(build_delete(resource_type, id, where=where, if_match=if_match))
 
     def send(self) -> list[BatchAnswer]:
         """

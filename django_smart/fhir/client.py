@@ -21,6 +21,8 @@ from django_smart.fhir.capabilities import capabilities
 from django_smart.fhir.connection import FHIRConnection, refuse_in_event_loop
 from django_smart.fhir.interactions import (
     Interaction,
+    Patch,
+    Version,
     build_create,
     build_delete,
     build_history,
@@ -45,9 +47,6 @@ from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 
 __all__ = ["FHIRClient"]
-
-Version = str | Mapping[str, Any]
-Patch = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
 class FHIRClient(FHIRConnection):
@@ -138,9 +137,7 @@ class FHIRClient(FHIRConnection):
                 stored, or only that the request was accepted (202), or reports an error
                 with a status of success.
         """
-        return self._write(
-            build_create(resource, if_none_exist=if_none_exist, prefer=prefer)
-        )
+        return self._write(build_create(resource, if_none_exist=if_none_exist), prefer)
 
     def update(
         self,
@@ -167,9 +164,8 @@ class FHIRClient(FHIRConnection):
             FHIRPreconditionFailedError: the resource has changed; read it again.
             FHIRConflictError: the same, from servers that use this status.
         """
-        return self._write(
-            build_update(resource, where=where, if_match=if_match, prefer=prefer)
-        )
+        interaction = build_update(resource, where=where, if_match=if_match)
+        return self._write(interaction, prefer)
 
     def patch(
         self,
@@ -193,11 +189,10 @@ class FHIRClient(FHIRConnection):
         Returns:
             See :meth:`create`.
         """
-        return self._write(
-            build_patch(
-                resource_type, id, patch, where=where, if_match=if_match, prefer=prefer
-            )
+        interaction = build_patch(
+            resource_type, id, patch, where=where, if_match=if_match
         )
+        return self._write(interaction, prefer)
 
     def delete(
         self,
@@ -269,7 +264,8 @@ class FHIRClient(FHIRConnection):
         interaction = Interaction(name="get", method="GET", path=path_or_url)
         return process_resource_response(self.perform(interaction), what="GET request")
 
-    def _write(self, interaction: Interaction) -> dict[str, Any]:
+    def _write(self, interaction: Interaction, prefer: str) -> dict[str, Any]:
+        interaction = interaction.preferring(prefer)
         return process_write_response(
             self.perform(interaction),
             interaction,
@@ -384,10 +380,8 @@ class FHIRClient(FHIRConnection):
                 not of ``validate``.
         """
         query = build_search_query(params, keywords)
-        interaction = build_operation(
-            name, resource_type, id, query=query, body=body, prefer=prefer
-        )
-        response = self.perform(interaction)
+        interaction = build_operation(name, resource_type, id, query=query, body=body)
+        response = self.perform(interaction.preferring(prefer))
         answer = None
         # What comes with 202 is about the request: nothing was done yet.
         if response.status_code != 202:

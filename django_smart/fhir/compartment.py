@@ -12,10 +12,9 @@ SMART App Launch 2.2, "Scopes for requesting FHIR Resources".
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NoReturn
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.messages import validate_resource_type
@@ -28,7 +27,6 @@ from django_smart.protocol.scopes import (
 )
 
 __all__ = [
-    "ABOUT_OTHERS",
     "REFERENCE",
     "SUBJECT_NAMES",
     "Compartment",
@@ -36,13 +34,9 @@ __all__ = [
     "build_unlisted_error",
     "find_missing_scope",
     "find_patient_parameter",
-    "find_values",
     "get_compartment",
     "get_letters",
     "is_shared",
-    "iter_values",
-    "read_reference",
-    "selects",
 ]
 
 #: What elements and parameters that say whose a resource is are called in most types.
@@ -112,10 +106,6 @@ def find_patient_parameter(resource_type: str) -> str:
     return known.parameter
 
 
-# What may follow a reference; a version of a patient is the same patient.
-_VERSION = re.compile(r"/_history/[A-Za-z0-9\-.]{1,64}$")
-#: Known by what they are about, which may be other entries of their Bundle.
-ABOUT_OTHERS = frozenset({"AuditEvent", "Provenance"})
 _CONTAINERS = frozenset({"Bundle", "Parameters"})
 _INCLUSIONS = frozenset({"_include", "_revinclude"})
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
@@ -164,11 +154,6 @@ class Record:
         """Whether the server alone decides: a scope is not for one patient."""
         granted = self.get_scopes(resource_type, get_letters(interaction))
         return any(scope.level != "patient" and not scope.query for scope in granted)
-
-    def has_scope(self, resource_type: str, letter: str) -> bool:
-        """Whether a scope has *letter* for the type, or none is about resources."""
-        granted = self.get_scopes(resource_type, letter)
-        return bool(granted) or not self.scopes.resource_scopes
 
     def get_scopes(self, resource_type: str, letters: str) -> list[ResourceScope]:
         """The granted scopes for a type that have any of *letters*."""
@@ -224,11 +209,15 @@ class Record:
             if bare in compartment.names:
                 # A Schedule may be that of a doctor or a room.
                 if not (self.is_own(value) or self.is_to_shared(value)):
-                    _refuse(f'"{name}" does not name the patient of this launch.')
+                    raise ForeignPatientError(
+                        f'"{name}" does not name the patient of this launch.'
+                    )
                 is_named = True
         if not is_named:
             if not compartment.parameter:
-                _refuse(f"No search parameter of {resource_type} selects the patient.")
+                raise ForeignPatientError(
+                    f"No search parameter of {resource_type} selects the patient."
+                )
             is_id = compartment.parameter in {"patient", "_id"}
             own = f"{'' if is_id else 'Patient/'}{self.patient_id}"
             pairs = [*pairs, (compartment.parameter, own)]
@@ -238,7 +227,9 @@ class Record:
         """Refuse a patient or subject who is not the patient of this launch."""
         for name, value in pairs:
             if name.strip().casefold() in SUBJECT_NAMES and not self.is_own(value):
-                _refuse(f'"{name}" does not name the patient of this launch.')
+                raise ForeignPatientError(
+                    f'"{name}" does not name the patient of this launch.'
+                )
 
     def is_own(self, value: str) -> bool:
         """Whether the value of a parameter names the patient."""
@@ -330,77 +321,3 @@ def build_unlisted_error(attribute: str, value: str) -> FHIRRequestError:
         f'"{value}" is not allowed, unless the view\'s attribute {attribute} lists it.',
         code="fhir_not_allowed",
     )
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise ForeignPatientError(reason)
-
-
-def read_reference(text: object) -> str:
-    """A reference without its version; empty if it is no text."""
-    return _VERSION.sub("", text) if isinstance(text, str) else ""
-
-
-def find_values(resource: Any, paths: Iterable[str]) -> list[tuple[str, Any]]:
-    """Each path with each value at it."""
-    return [(path, value) for path in paths for value in _get_values(resource, path)]
-
-
-def _get_values(value: Any, path: str) -> Iterator[Any]:
-    """The value at *path*; a list where none belongs is a value that fits nothing."""
-    step, _, rest = path.partition(".")
-    name = step.removesuffix("[]")
-    found = value.get(name) if isinstance(value, Mapping) else None
-    items = found if isinstance(found, list) and name != step else [found]
-    for item in items:
-        if item is not None:
-            if rest:
-                yield from _get_values(item, rest)
-            else:
-                yield item
-
-
-def iter_values(value: Any) -> Iterator[Any]:
-    """Everything within *value*, which may be nested deeper than Python's stack."""
-    values = [value]
-    while values:
-        item = values.pop()
-        yield item
-        if isinstance(item, Mapping | list):
-            values += item.values() if isinstance(item, Mapping) else item
-
-
-def selects(scope: ResourceScope, resource: Mapping[str, Any]) -> bool:
-    """
-    Whether a scope's parameters let *resource* through.
-
-    Those that look at a code in an element of the parameter's name are understood, as
-    in ``category=laboratory``; others select nothing.
-    """
-    return all(_has_code(resource, *pair) for pair in scope.query)
-
-
-def _has_code(resource: Mapping[str, Any], name: str, value: str) -> bool:
-    element = re.sub("-([a-z])", lambda found: found[1].upper(), name)
-    held = set(_iter_codes(resource.get(element)))
-    # Without a system, or without a code, an option leaves it open.
-    forms = {pair for s, c in held for pair in ((s, c), (s, None), (None, c))}
-    for option in value.split(","):
-        system, bar, code = option.rpartition("|")
-        if (system if bar else None, code or None) in forms or (held and not option):
-            return True
-    return False
-
-
-def _iter_codes(value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _iter_codes(item)
-    elif isinstance(value, Mapping):
-        if "coding" in value:
-            yield from _iter_codes(value["coding"])
-        else:
-            code = value.get("code", value.get("value"))
-            yield str(value.get("system", "")), str(code)
-    elif isinstance(value, str | bool):
-        yield "", str(value).lower() if isinstance(value, bool) else value

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from django_smart.exceptions import (
@@ -34,6 +34,11 @@ from django_smart.fhir.interactions import (
     Interaction,
     build_etag,
     build_read,
+    iter_parameters,
+    parse_entry,
+    parse_interaction,
+    parse_query,
+    write_query,
 )
 from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
@@ -47,13 +52,6 @@ from django_smart.fhir.record_check import (
     check_body,
     check_links,
     record_check,
-)
-from django_smart.fhir.requests import (
-    iter_parameters,
-    parse_entry,
-    parse_interaction,
-    parse_query,
-    write_query,
 )
 from django_smart.protocol.messages import HTTPResponse
 
@@ -114,25 +112,21 @@ class RecordGuard:
             return asked
         if self.record.patient_id is None:
             raise ForeignPatientError("There is no patient in context.")
-        path, _, query = asked.path.partition("?")
-        parts, pairs = path.split("/"), parse_query(query)
-        self._check_place(name, parts)
+        self._check_place(asked)
         match name:
             case "read":
-                return _with_query(asked, path, self.record.complete(kind, pairs))
+                return asked.with_pairs(self.record.complete(kind, asked.pairs))
             case "vread" | "history-instance":
-                self._read_target(kind, parts[1])
-                return _with_query(asked, path, self.record.complete(kind, pairs))
+                self._read_target(asked)
+                return asked.with_pairs(self.record.complete(kind, asked.pairs))
             case "search":
-                return self._prepare_search(asked, parts, pairs)
+                return self._prepare_search(asked)
             case "create":
-                self._check_body(asked)
-                self._check_links(asked, None)
-                return self._narrow_header(replace(asked, path=path))
+                return self._prepare_create(asked)
             case "update" | "patch" | "delete":
-                return self._prepare_change(asked, parts, pairs)
+                return self._prepare_change(asked)
             case "operation":
-                return self._prepare_operation(asked, parts, pairs)
+                return self._prepare_operation(asked)
         raise ForeignPatientError(f"A {name} is not about a single patient.")
 
     def check(self, asked: Interaction, response: HTTPResponse) -> HTTPResponse:
@@ -170,8 +164,9 @@ class RecordGuard:
 
     # Reading
 
-    def _check_place(self, name: str, parts: list[str]) -> None:
+    def _check_place(self, asked: Interaction) -> None:
         """Refuse the path of another patient, and of a new one."""
+        name, parts = asked.name, asked.parts
         if parts[0] != "Patient":
             return
         is_search = len(parts) == 1 or parts[1].startswith(("_", "$"))
@@ -194,53 +189,53 @@ class RecordGuard:
             return asked
         return replace(asked, path=self.prepare(parsed).path)
 
-    def _prepare_search(
-        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
-    ) -> Interaction:
-        is_in_record = parts[0] == "Patient" and len(parts) > 2
-        kind, path = asked.resource_type, "/".join(parts)
+    def _prepare_search(self, asked: Interaction) -> Interaction:
+        kind, pairs = asked.resource_type, asked.pairs
+        is_in_record = asked.parts[0] == "Patient" and len(asked.parts) > 2
         if not isinstance(asked.body, bytes):
-            narrowed = self.record.narrow(kind, pairs, is_in_record=is_in_record)
-            return _with_query(asked, path, narrowed)
+            pairs = self.record.narrow(kind, pairs, is_in_record=is_in_record)
+            return asked.with_pairs(pairs)
         form = parse_query(asked.body.decode("utf-8", "replace"))
         form = self.record.narrow(kind, form, is_in_record=is_in_record)
         asked = replace(asked, body=write_query(form).encode())
-        return _with_query(asked, path, self.record.complete(kind, pairs))
+        return asked.with_pairs(self.record.complete(kind, pairs))
 
-    def _prepare_operation(
-        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
-    ) -> Interaction:
-        kind, operation = asked.resource_type, parts[-1]
+    def _prepare_operation(self, asked: Interaction) -> Interaction:
+        kind, parts, pairs = asked.resource_type, asked.parts, asked.pairs
         is_about_one = len(parts) == 3
         if parts == ["Patient", "$everything"] or (
-            operation == "$export" and not is_about_one
+            parts[-1] == "$export" and not is_about_one
         ):
             raise ForeignPatientError("This would cover every patient.")
         if asked.body is not None:
             self._check_body(asked)
             named = iter_parameters(asked.body)
             self.record.refuse_others(pair for pair in named if pair[1])
-        if len(parts) == 2 and operation in _SEARCHING and asked.body is None:
+        if len(parts) == 2 and parts[-1] in _SEARCHING and asked.body is None:
             pairs = self.record.narrow(kind, pairs)
         else:
             self.record.refuse_others(pairs)
             pairs = self.record.complete(kind, pairs)
         if is_about_one:
-            self._read_target(kind, parts[1])
-        return _with_query(asked, "/".join(parts), pairs)
+            self._read_target(asked)
+        return asked.with_pairs(pairs)
 
     # What is read first
 
-    def _read_target(self, kind: str, resource_id: str) -> None:
+    def _read_target(self, asked: Interaction) -> None:
         """Refuse what is asked about another patient's resource."""
+        kind = asked.resource_type
         if kind == "Patient" or is_shared(kind):
             return  # its path was checked, or it is nobody's
         self._require(self._find_missing(kind, "r"))
-        self._read(kind, resource_id, "r")
+        self._read(kind, asked.parts[1], "r")
 
     def _find_missing(self, kind: str, letters: str) -> str:
         """The scope without which a type cannot be read first, if it is missing."""
-        missing = [one for one in letters if not self.record.has_scope(kind, one)]
+        scopes = self.record.scopes.resource_scopes
+        missing = [
+            one for one in letters if scopes and not self.record.get_scopes(kind, one)
+        ]
         return f"patient/{kind}.{''.join(missing)}" if missing else ""
 
     def _require(self, missing: str) -> None:
@@ -264,45 +259,43 @@ class RecordGuard:
 
     def _check_body(self, asked: Interaction) -> None:
         """Refuse a resource of another patient before it is sent."""
-        letters = get_letters(asked.name)
-        check_body(asked.body, self.record, letters)
+        check_body(asked.body, self.record, get_letters(asked.name))
 
     def _check_links(self, asked: Interaction, current: Any) -> None:
         """Refuse the body of a script that adds a link to what may be another's."""
         if self.record.is_for_script:
             check_links(asked.body, current, self.record)
 
-    def _narrow_header(self, asked: Interaction) -> Interaction:
-        condition = asked.headers.get("If-None-Exist")
-        if condition is None:
+    def _prepare_create(self, asked: Interaction) -> Interaction:
+        self._check_body(asked)
+        self._check_links(asked, None)
+        asked = asked.with_pairs([])
+        if asked.conditions is None:
             return asked
-        pairs = parse_query(condition.partition("?")[2] or condition)
-        narrowed = write_query(self.record.narrow(asked.resource_type, pairs))
-        return replace(asked, headers={**asked.headers, "If-None-Exist": narrowed})
+        pairs = self.record.narrow(asked.resource_type, asked.conditions)
+        headers = {**asked.headers, "If-None-Exist": write_query(pairs)}
+        return replace(asked, headers=headers)
 
-    def _prepare_change(
-        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
-    ) -> Interaction:
-        kind, name = asked.resource_type, asked.name
+    def _prepare_change(self, asked: Interaction) -> Interaction:
+        kind, name, parts = asked.resource_type, asked.name, asked.parts
         if name == "update":
             self._check_body(asked)
         elif name == "patch":
             _check_patch(asked.body, kind)
         is_conditional = len(parts) == 1
-        # Others are left out, such as _cascade=delete.
-        pairs = [pair for pair in pairs if is_conditional and _is_condition(pair[0])]
+        pairs: list[tuple[str, str]] = []
         if is_conditional:
+            # Others are left out, such as _cascade=delete.
+            pairs = [pair for pair in asked.pairs if _is_condition(pair[0])]
             if not pairs:
                 raise FHIRRequestError("Name the resource by its id or by a search.")
             pairs = self.record.narrow(kind, pairs)
-        asked = _with_query(asked, "/".join(parts), pairs)
+        asked = asked.with_pairs(pairs)
         missing = self._find_missing(kind, "rs" if is_conditional else "r")
         if missing and self.rules.may_write_unread:
             return asked
         self._require(missing)
-        if not is_conditional:
-            return self._pin(asked, parts[1])
-        return self._pin_found(asked)
+        return self._pin_found(asked) if is_conditional else self._pin(asked, parts[1])
 
     def _pin_found(self, asked: Interaction) -> Interaction:
         """Search as the server would, and change what was found by its id."""
@@ -384,20 +377,12 @@ def _check_patch(patch: Any, kind: str) -> None:
                 raise FHIRRequestError("A step of the patch has no path with a slash.")
             name = "".join(pointer.split("/")[1:2])
             if name.replace("~1", "/").replace("~0", "~").lower() in kept:
-                _refuse("The patch changes whose the resource is, its id or its type.")
+                raise ForeignPatientError(
+                    "The patch changes whose the resource is, its id or its type."
+                )
 
 
 def _is_condition(name: str) -> bool:
     """Whether a parameter selects resources; others would hide some of them."""
     bare = name.partition(":")[0]
     return not bare.startswith("_") or bare in _CONDITIONS
-
-
-def _with_query(
-    asked: Interaction, path: str, pairs: list[tuple[str, str]]
-) -> Interaction:
-    return replace(asked, path=f"{path}?{write_query(pairs)}" if pairs else path)
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise ForeignPatientError(reason)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -20,26 +20,23 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir.compartment import (
-    ABOUT_OTHERS,
     SUBJECT_NAMES,
     Record,
     build_unlisted_error,
-    find_values,
     get_compartment,
     is_shared,
-    iter_values,
-    read_reference,
-    selects,
 )
 from django_smart.fhir.messages import resolve_link
 from django_smart.protocol.scopes import ResourceScope
 from django_smart.protocol.urls import is_within_base
 
 __all__ = [
+    "ABOUT_OTHERS",
     "check_body",
     "check_links",
     "is_of_patient",
     "iter_links",
+    "iter_values",
     "record_check",
 ]
 
@@ -48,6 +45,10 @@ __all__ = [
 _LINK = re.compile(r"(?:.*[/:])?(?:patient[/?%\\]|binary/).*", re.IGNORECASE)
 # A conditional reference, and no question in a text.
 _CONDITIONAL = re.compile(r"\s*(?:\S*/)?[A-Za-z]+\?\S")
+# What may follow a reference; a version of a patient is the same patient.
+_VERSION = re.compile(r"/_history/[A-Za-z0-9\-.]{1,64}$")
+#: Known by what they are about, which may be other entries of their Bundle.
+ABOUT_OTHERS = frozenset({"AuditEvent", "Provenance"})
 # Kinds of Bundles that are resources of their own.
 _STORED = frozenset({"collection", "document", "message"})
 
@@ -140,12 +141,12 @@ class _Check:
 
     def _is_open(self, kind: str, resource: Mapping[str, Any]) -> bool:
         """Whether a scope that is not for one patient leaves it to the server."""
-        return any(selects(scope, resource) for scope in self._get_scopes(kind)[0])
+        return any(_selects(scope, resource) for scope in self._get_scopes(kind)[0])
 
     def _check_scopes(self, kind: str, resource: Mapping[str, Any]) -> None:
         """Refuse for a script what no scope selects; site code may rely on the EHR."""
         own = self._get_scopes(kind)[1] if self._record.is_for_script else ()
-        if own and not any(selects(scope, resource) for scope in own):
+        if own and not any(_selects(scope, resource) for scope in own):
             _refuse(f"No granted scope selects this {kind}.")
 
     def _is_nobodys(self, resource: Mapping[str, Any], kind: str) -> bool:
@@ -156,9 +157,11 @@ class _Check:
         # To read the schedule of a doctor or a room is not to change it.
         if kind != "Schedule" or "r" not in self._letters:
             return False
-        actors = [value for _, value in find_values(resource, ("actor[]",))]
+        actors = [value for _, value in _find_values(resource, ("actor[]",))]
         references = [
-            read_reference(actor.get("reference")) if isinstance(actor, Mapping) else ""
+            _read_reference(actor.get("reference"))
+            if isinstance(actor, Mapping)
+            else ""
             for actor in actors
         ]
         return bool(references) and all(map(self._record.is_to_shared, references))
@@ -172,14 +175,14 @@ class _Check:
                 _refuse("This is not the patient of this launch.")
             return True
         subjects = get_compartment(kind).subjects
-        found = find_values(resource, subjects)
+        found = _find_values(resource, subjects)
         if not found and subjects and not self._is_written:
             # DSTU2 and STU3 had other names for some of them.
-            found = find_values(resource, SUBJECT_NAMES)
+            found = _find_values(resource, SUBJECT_NAMES)
         is_own = False
         for path, value in found:
             told = value if isinstance(value, Mapping) else {}
-            reference = read_reference(told.get("reference"))
+            reference = _read_reference(told.get("reference"))
             if (reference in own and told.get("type", "Patient") == "Patient") or (
                 reference in self._known and kind in ABOUT_OTHERS
             ):
@@ -361,7 +364,7 @@ def check_links(body: Any, current: Any, record: Record) -> None:
         # A text is no link.
         elif isinstance(value, str) and len(value.split()) == 1:
             link = value.strip().removeprefix(base)
-            if _LINK.fullmatch(link) and not {link, read_reference(link)} & known:
+            if _LINK.fullmatch(link) and not {link, _read_reference(link)} & known:
                 _refuse("The body adds a link to a Patient or a Binary.")
 
 
@@ -380,3 +383,73 @@ def is_of_patient(resource: Any, record: Record) -> bool:
 
 def _refuse(reason: str) -> NoReturn:
     raise ForeignPatientError(reason)
+
+
+def _read_reference(text: object) -> str:
+    """A reference without its version; empty if it is no text."""
+    return _VERSION.sub("", text) if isinstance(text, str) else ""
+
+
+def _find_values(resource: Any, paths: Iterable[str]) -> list[tuple[str, Any]]:
+    """Each path with each value at it."""
+    return [(path, value) for path in paths for value in _get_values(resource, path)]
+
+
+def _get_values(value: Any, path: str) -> Iterator[Any]:
+    """The value at *path*; a list where none belongs is a value that fits nothing."""
+    step, _, rest = path.partition(".")
+    name = step.removesuffix("[]")
+    found = value.get(name) if isinstance(value, Mapping) else None
+    items = found if isinstance(found, list) and name != step else [found]
+    for item in items:
+        if item is not None:
+            if rest:
+                yield from _get_values(item, rest)
+            else:
+                yield item
+
+
+def iter_values(value: Any) -> Iterator[Any]:
+    """Everything within *value*, which may be nested deeper than Python's stack."""
+    values = [value]
+    while values:
+        item = values.pop()
+        yield item
+        if isinstance(item, Mapping | list):
+            values += item.values() if isinstance(item, Mapping) else item
+
+
+def _selects(scope: ResourceScope, resource: Mapping[str, Any]) -> bool:
+    """
+    Whether a scope's parameters let *resource* through.
+
+    Those that look at a code in an element of the parameter's name are understood, as
+    in ``category=laboratory``; others select nothing.
+    """
+    return all(_has_code(resource, *pair) for pair in scope.query)
+
+
+def _has_code(resource: Mapping[str, Any], name: str, value: str) -> bool:
+    element = re.sub("-([a-z])", lambda found: found[1].upper(), name)
+    held = set(_iter_codes(resource.get(element)))
+    # Without a system, or without a code, an option leaves it open.
+    forms = {pair for s, c in held for pair in ((s, c), (s, None), (None, c))}
+    for option in value.split(","):
+        system, bar, code = option.rpartition("|")
+        if (system if bar else None, code or None) in forms or (held and not option):
+            return True
+    return False
+
+
+def _iter_codes(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _iter_codes(item)
+    elif isinstance(value, Mapping):
+        if "coding" in value:
+            yield from _iter_codes(value["coding"])
+        else:
+            code = value.get("code", value.get("value"))
+            yield str(value.get("system", "")), str(code)
+    elif isinstance(value, str | bool):
+        yield "", str(value).lower() if isinstance(value, bool) else value

@@ -14,6 +14,8 @@ from django_smart.fhir.interactions import (
     build_operation,
     build_read,
     build_search,
+    parse_query,
+    write_query,
 )
 from django_smart.fhir.messages import (
     process_bundle_response,
@@ -23,7 +25,6 @@ from django_smart.fhir.messages import (
 )
 from django_smart.fhir.paging import Page, SearchResult, SearchStream, iter_pages
 from django_smart.fhir.parameters import SearchParams, build_search_query
-from django_smart.fhir.requests import parse_query, write_query
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 
@@ -43,9 +44,8 @@ def iterate(
     by_post: bool = False,
 ) -> SearchStream:
     """Build the stream of :meth:`FHIRClient.iterate`; *query* is encoded."""
-    interaction = build_search(
-        resource_type, query, prefer=prefer, compartment=compartment
-    )
+    interaction = build_search(resource_type, query, compartment=compartment)
+    interaction = interaction.preferring(prefer)
     url = client.build_url(interaction.path)
     is_posted = by_post or len(url) > _LONGEST_URL
 

@@ -42,14 +42,17 @@ from ..exceptions import (
 )
 from ..fhir import FHIRClient
 from ..fhir.allow_list import OPERATIONS, AllowList
-from ..fhir.compartment import (
-    ABOUT_OTHERS,
-    Record,
-    build_unlisted_error,
-    iter_values,
-)
+from ..fhir.compartment import Record, build_unlisted_error
 from ..fhir.guard import RecordGuard, RecordRules
-from ..fhir.interactions import BUNDLES, FHIR_JSON, JSON_PATCH, WRITES, Interaction
+from ..fhir.interactions import (
+    BUNDLES,
+    FHIR_JSON,
+    JSON_PATCH,
+    WRITES,
+    Interaction,
+    parse_body,
+    parse_interaction,
+)
 from ..fhir.json import dump_json
 from ..fhir.messages import (
     process_change_response,
@@ -59,8 +62,12 @@ from ..fhir.messages import (
     raise_unless_ok,
     resolve_link,
 )
-from ..fhir.record_check import is_of_patient, iter_links
-from ..fhir.requests import parse_body, parse_interaction
+from ..fhir.record_check import (
+    ABOUT_OTHERS,
+    is_of_patient,
+    iter_links,
+    iter_values,
+)
 from ..launches.request_state import get_request_state
 from ..protocol.messages import HTTPResponse
 from .base import outside_transactions

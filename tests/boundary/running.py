@@ -17,7 +17,7 @@ from django.test import RequestFactory
 from django_smart.exceptions import SMARTError
 from django_smart.fhir import FHIRClient
 from django_smart.fhir.guard import RecordRules
-from django_smart.fhir.requests import parse_interaction
+from django_smart.fhir.interactions import parse_interaction
 from django_smart.launches.request_state import get_request_state
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet

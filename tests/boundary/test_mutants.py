@@ -68,7 +68,7 @@ HOLES = (
     ),
     (
         "a body whose answer is empty",
-        "check_body(asked.body, self.record, letters)",
+        "check_body(asked.body, self.record, get_letters(asked.name))",
         "pass",
         _GUARD,
     ),
@@ -107,7 +107,7 @@ HOLES = (
     ),
     (
         "the search of a conditional change",
-        "for parameter, value in pairs if len(parts) == 1 else ():",
+        "for parameter, value in pairs if len(asked.parts) == 1 else ():",
         "for parameter, value in ():",
         _RULES,
     ),

@@ -13,8 +13,8 @@ from django_smart.exceptions import SMARTError
 from django_smart.fhir.allow_list import AllowList
 from django_smart.fhir.compartment import Record
 from django_smart.fhir.guard import RecordGuard, RecordRules
+from django_smart.fhir.interactions import parse_interaction
 from django_smart.fhir.record_check import record_check
-from django_smart.fhir.requests import parse_interaction
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, bundle, respond

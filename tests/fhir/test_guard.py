@@ -18,7 +18,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir.guard import RecordRules
-from django_smart.fhir.requests import parse_interaction
+from django_smart.fhir.interactions import parse_interaction
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, Grant, bundle, respond
