@@ -16,12 +16,12 @@ from django.conf import settings
 from tests import settings as base
 from tests.docs.blocks import read_blocks
 
-_PAGE = "how-to/beside-other-sign-in.rst"
+_PAGE = "how-to/fill-users.rst"
 
 
 def main() -> None:
     """Sign in by allauth, connect, come in by the EHR, and sign out by allauth."""
-    conf, urls, *_ = read_blocks(_PAGE)
+    conf, urls = read_blocks(_PAGE, "Beside django-allauth")
     values: dict[str, Any] = {
         name: value for name, value in vars(base).items() if name.isupper()
     }

@@ -14,11 +14,12 @@ from tests.ehr import make_browser
 from tests.projects import run
 from tests.site.browsers import open_chart
 
-_PAGE = "how-to/beside-other-sign-in.rst"
+_PAGE = "how-to/fill-users.rst"
 
 
 @pytest.mark.process
 def test_site_with_allauth() -> None:
+    assert len(read_blocks(_PAGE, "Beside django-allauth")) == 2
     command = (sys.executable, "-m", "tests.docs.beside_allauth")
     assert "all of it" in run(*command, cwd=DOCS.parent)
 
@@ -27,7 +28,8 @@ def test_site_with_allauth() -> None:
 @pytest.mark.urls("tests.site.oidc_urls")
 @pytest.mark.usefixtures("registration")
 def test_site_with_mozilla_django_oidc(settings: Any, ehr: Any) -> None:
-    (_, _, backends, link) = read_blocks(_PAGE)
+    (backends,) = read_blocks(_PAGE, "Beside mozilla-django-oidc")
+    (link,) = read_blocks(_PAGE, "One person, two ways to sign in")
     apply(settings, backends)
     for name, value in (
         ("OIDC_RP_CLIENT_ID", "staff"),

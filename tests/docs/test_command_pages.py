@@ -104,7 +104,7 @@ def test_connect_many_hospitals(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ):
     blocks = read_blocks("how-to/connect-many-hospitals.rst")
-    listed, register, unknown, extra, app, url, file, *rest = blocks
+    listed, register, _, unknown, extra, app, url, file, *rest = blocks
     by_server, again, schedule, link, logos, away = rest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("APP_SECRET", "from the vendor")

@@ -21,6 +21,7 @@ from tests.factories import (
 )
 
 pytestmark = pytest.mark.django_db
+_HOSPITALS = "how-to/connect-many-hospitals.rst"
 SCOPE = "launch openid fhirUser patient/*.cruds user/Patient.s"
 
 
@@ -120,7 +121,7 @@ def test_patients_are_found_by_name(ehr: EHRSimulator) -> None:
 
 
 def test_tenants_of_the_page_have_addresses_of_their_own(monkeypatch: Any) -> None:
-    (console,) = read_blocks("how-to/multi-tenant.rst")
+    (console,) = read_blocks(_HOSPITALS, "Tell the organizations apart")
     for name in ("NORTH_SECRET", "SOUTH_SECRET"):
         monkeypatch.setenv(name, "from the vendor")
     printed = [do([*words, "--offline"]).json for words in console.commands]

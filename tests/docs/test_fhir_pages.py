@@ -22,6 +22,7 @@ from django_smart.testing import EHRSimulator
 from tests.docs.blocks import execute, read_blocks
 from tests.ehr import PATIENT, launch, make_browser
 
+_LOGS = "how-to/keep-secrets-out-of-logs.rst"
 NOW = datetime(2026, 3, 4, 10, tzinfo=UTC)
 
 
@@ -108,7 +109,7 @@ def test_trail_of_the_page_tells_who_and_whom_and_nothing_more(
     row = launch(make_browser(), ehr)
     assert row.grant is not None
     fhir = build_fhir_client(row.grant, launch=row)
-    page = run("how-to/audit-trail.rst")
+    page = execute(*read_blocks(_LOGS, "Keep an audit trail"), refusals=[])
     try:
         file = tmp_path / "audit.log"
         page["LOGGING"]["handlers"]["audit"]["filename"] = str(file)
@@ -135,7 +136,8 @@ def test_trail_of_the_page_tells_who_and_whom_and_nothing_more(
 
 
 def test_page_excludes_every_encrypted_field_from_a_log_of_all_models() -> None:
-    page = execute(read_blocks("how-to/audit-trail.rst")[-1])
+    (block,) = read_blocks(_LOGS, "Exclude secrets from a log of all models")
+    page = execute(block)
     assert page["AUDITLOG_EXCLUDE_TRACKING_FIELDS"] == sorted(
         field.name
         for model in apps.get_models()

@@ -20,13 +20,14 @@ from tests.factories import make_registration
 pytestmark = pytest.mark.django_db
 
 User: Any = get_user_model()
+_PAGE = "how-to/fill-users.rst"
 _SCOPE = "launch openid fhirUser user/Practitioner.r patient/Patient.r"
 
 
 @pytest.fixture
 def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module of the page, in the settings of the page; ``npis`` is what it kept."""
-    backend, chosen, careful = read_blocks("how-to/fill-users.rst")
+    backend, chosen, careful = read_blocks(_PAGE, "Fill in users from the EHR")
     module: Any = ModuleType("clinic.backends")
     module.npis = {}
     module.remember_npi = lambda user, npi: module.npis.update({user.pk: npi})

@@ -19,7 +19,7 @@ PAGE = "how-to/odd-servers.rst"
 
 @pytest.mark.django_db
 def test_column_is_set_and_its_quirk_simulated(registration):
-    command, test = read_blocks(PAGE)
+    command, test, _ = read_blocks(PAGE)
     ((_, _, *words),) = command.commands
     words[words.index("--base-url") + 1] = registration.server.base_url
     call_command(*words, stdout=io.StringIO())

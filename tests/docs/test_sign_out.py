@@ -14,18 +14,18 @@ from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 
-_PAGE = "how-to/sign-out.rst"
+_PAGE = "how-to/fill-users.rst"
 
 
 def test_form_posts_to_the_package():
-    form, _ = read_blocks(_PAGE)
+    form, _ = read_blocks(_PAGE, "Sign out")
     page = engines["django"].from_string(form.code).render({}, RequestFactory().get(""))
     assert 'action="/smart/logout/"' in page
     assert "csrfmiddlewaretoken" in page
 
 
 def test_command_switches_it_on_for_a_known_server(capsys):
-    _, console = read_blocks(_PAGE)
+    _, console = read_blocks(_PAGE, "Sign out")
     register, discover = console.commands
     arguments = dict(zip(register[3::2], register[4::2], strict=False))
     make_registration(

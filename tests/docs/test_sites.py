@@ -40,6 +40,7 @@ from tests.ehr import CLIENT_ID, PATIENT, SITE, connect, launch, make_browser
 from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
+_BACKGROUND = "how-to/keep-access-fresh.rst"
 _LIBRARIES = "how-to/other-libraries.rst"
 
 
@@ -129,7 +130,7 @@ def test_deploy_behind_a_proxy(settings, monkeypatch):
     secure, name, cookie, cache, keys, make, private, compose, check = read_blocks(
         "how-to/deploy-behind-a-proxy.rst"
     )
-    logs, _, reports, _ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
+    logs, _, reports, *_ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
     ((_, *words),) = make.commands
     made = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, check=True
@@ -149,7 +150,7 @@ def test_deploy_behind_a_proxy(settings, monkeypatch):
 
 
 def test_keep_secrets_out_of_logs(settings):
-    logs, access, reports, _ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
+    logs, access, reports, *_ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
     settings.LOGGING = {}
 
     def told() -> set[str]:
@@ -175,7 +176,7 @@ def test_keep_secrets_out_of_logs(settings):
 
 
 def test_sentry_sees_no_url_of_the_ehr(monkeypatch):
-    *_, block = read_blocks("how-to/keep-secrets-out-of-logs.rst")
+    _, block = read_blocks("how-to/keep-secrets-out-of-logs.rst", "Error reports")
     options: dict[str, Any] = {}
     sdk: Any = ModuleType("sentry_sdk")
     sdk.init = options.update
@@ -242,19 +243,15 @@ def test_celery(settings, monkeypatch):
         assert broker.transport_cls == transport_name
 
 
-def test_keep_access_fresh(settings, ehr: EHRSimulator):
-    schedule, start, by_hand, use, use_all = read_blocks("how-to/keep-access-fresh.rst")
-    apply(settings, schedule)
-    assert settings.CELERY_BEAT_SCHEDULE == BEAT_SCHEDULE
-    assert list(map(parse_celery, start.commands)) == [{}, {}]
+def test_keep_access_fresh(ehr: EHRSimulator):
+    use, use_all = read_blocks(_BACKGROUND, "With a user's access")
     registration = make_registration(
         standalone_scope="openid fhirUser launch/patient offline_access "
         "patient/Observation.rs"
     )
     row = connect(make_browser(), ehr, patient=PATIENT)
     TokenGrant.objects.update(expires_at=timezone.now(), refresh_due_at=timezone.now())
-    ((*words,),) = by_hand.commands
-    do(words)
+    do(["python", "manage.py", "smart_refresh"])
     grant = TokenGrant.objects.get()
     assert grant.expires_at > timezone.now()
     found = execute(use)["latest_a1c"](row.user, registration.server, PATIENT)
@@ -293,7 +290,7 @@ def test_monitor(settings, monkeypatch, put_urls, registration: ClientRegistrati
 
 def test_rotate_encryption_keys(settings, registration: Any):
     make, announce, first, move, check = read_blocks(
-        "how-to/rotate-encryption-keys.rst"
+        "how-to/rotate-keys.rst", "Rotate the encryption keys"
     )
     keys = {
         "OLD_KEY": Fernet.generate_key().decode(),
@@ -410,7 +407,9 @@ def test_views(put_urls, ehr: EHRSimulator, registration: Any):
 
 
 def test_discovery(ehr: EHRSimulator, registration: Any):
-    (block,) = read_blocks("explanation/discovery.rst")
+    (block,) = read_blocks(
+        "how-to/odd-servers.rst", "What your site reads from a server"
+    )
     fetch_configuration(registration.server)
     *statements, ehr_launch, patient = block.code.strip().splitlines()
     names: dict[str, Any] = {}
