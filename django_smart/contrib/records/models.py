@@ -230,6 +230,7 @@ class SyncedType(models.Model):
     newest = models.CharField(_("newest change"), max_length=40, blank=True)
     next_url = EncryptedTextField(_("next page"), blank=True)
     started_at = models.DateTimeField(_("started"), null=True)
+    total = models.PositiveIntegerField(_("number of matches"), default=0)
     foreign_count = models.PositiveIntegerField(_("of other patients"), default=0)
 
     class Meta:

@@ -214,8 +214,11 @@ class Sync:
         try:
             if row.resource_type == "Patient":
                 self._store(row, [self._read("Patient", self._grant.patient_id)])
+                self._end_type(row, _State.COMPLETE)
+            elif self._search(row):
+                self._end_type(row, _State.COMPLETE)
             else:
-                self._search(row)
+                self._end_type(row, _State.PARTIAL, "incomplete")
         except (InsufficientScopeError, FHIRForbiddenError) as exc:
             self._end_type(row, _State.REFUSED, exc.code)
         except ResponseTooLargeError as exc:
@@ -227,17 +230,24 @@ class Sync:
                 self._ask_differently(row, exc)
         except FHIRError as exc:
             self._end_type(row, _State.PARTIAL, exc.code)
-        else:
-            self._end_type(row, _State.COMPLETE)
 
-    def _search(self, row: SyncedType) -> None:
+    def _search(self, row: SyncedType) -> bool:
+        """Return whether the EHR has sent as many resources as it says it has."""
         if not row.next_url:
-            row.started_at, row.newest = timezone.now(), ""
+            row.started_at, row.newest, row.total = timezone.now(), "", 0
         for page in self._iter_pages(row):
             row.next_url = page.next_url or ""
+            row.total = max(row.total, page.total or 0)
             self._store(row, page.resources)
             del page
+        seen = self._run.resources.filter(
+            resource_type=row.resource_type, seen=self._run.number
+        )
+        if seen.count() + row.foreign_count < row.total:
+            # The pages have shifted, for example.
+            return False
         row.since = self._find_since(row) or row.since
+        return True
 
     def _iter_pages(self, row: SyncedType) -> Iterator[SearchPage]:
         client, kind = self._client, row.resource_type

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from django_smart.fhir.json import load_json
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.state import Grant, RefreshToken, new_id
+from tests.contrib.records.world import shorten_pages
 from tests.factories import make_grant, make_registration, make_user
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 
@@ -31,7 +33,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.process]
 
 _ROOT = Path(__file__).resolve().parents[3]
 _SCOPE = "patient/*.rs offline_access"
-_NUMBER = 300
+_NUMBER = 400
 
 
 @pytest.fixture
@@ -47,8 +49,7 @@ def served(settings: Any) -> Iterator[EHRSimulator]:
         ehr.data["Observation"][name] = {**old, "id": name, "subject": subject}
 
     def respond(handler: Any, request: Any) -> Any:
-        query = request.environ.get("QUERY_STRING", "")
-        request.environ["QUERY_STRING"] = query.replace("_count=100", "_count=25")
+        shorten_pages(request, 10)
         return handler(request)
 
     ehr.interceptors.append(respond)
@@ -82,7 +83,7 @@ def grant(served: EHRSimulator) -> TokenGrant:
 
 @pytest.mark.parametrize(
     "moment",
-    [1, *(pytest.param(moment, marks=pytest.mark.long) for moment in range(2, 6))],
+    [1, *(pytest.param(moment, marks=pytest.mark.long) for moment in range(2, 11))],
 )
 @pytest.mark.parametrize("has_files", [False, True])
 def test_run_continues_after_its_process_was_killed(
@@ -94,7 +95,7 @@ def test_run_continues_after_its_process_was_killed(
 ) -> None:
     directory = str(tmp_path) if has_files else ""
     for _ in range(2):
-        _read_until_killed(served, grant, directory, random.Random(moment))
+        _read_until_killed(served, grant, directory, moment)
         # Its time is over, as it would be after five minutes.
         then = timezone.now() - timedelta(seconds=1)
         SyncRun.objects.update(busy_until=then)
@@ -112,8 +113,9 @@ def test_run_continues_after_its_process_was_killed(
 
 
 def _read_until_killed(
-    ehr: EHRSimulator, grant: TokenGrant, directory: str, rng: random.Random
+    ehr: EHRSimulator, grant: TokenGrant, directory: str, moment: int
 ) -> None:
+    """The first moments are during a request, and others while its answer is stored."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -129,16 +131,16 @@ def _read_until_killed(
             "DJANGO_SETTINGS_MODULE": "tests.settings",
         },
     )
-    left = rng.randrange(1, 30)
+    left = 2 * moment
 
     def count(request: object) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            process.kill()
+            Timer(moment % 5 * 0.01, process.kill).start()
 
     ehr.on_request = count
-    process.wait(120)
+    assert process.wait(120) == -signal.SIGKILL
     ehr.on_request = None
 
 

@@ -24,6 +24,7 @@ from django_smart.fhir.json import dump_json, load_json
 from django_smart.grants.ending import disconnect_grant
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
+from tests.contrib.records.world import shorten_pages
 from tests.ehr import PATIENT, connect, make_browser
 from tests.factories import make_registration
 
@@ -268,7 +269,9 @@ def test_resource_that_a_list_lacks_is_not_deleted(
     lacking: list[str] = []
     ehr.interceptors.append(respond)
     sink = MemorySink()
-    assert sync_record(grant, sink).is_full
+    run = sync_record(grant, sink)
+    assert run.is_full
+    assert run.is_complete is (lack == "vanished category")
     assert lacking
     assert sink.deleted == []
 
@@ -340,6 +343,29 @@ def test_type_that_failed_is_partial_and_read_the_next_time(
     ehr.interceptors.clear()
     assert sync_record(grant, sink).is_complete
     assert names_at_the_ehr(ehr, kind) <= set(sink.received)
+
+
+def test_resource_that_shifted_to_a_page_before_is_read_the_next_time(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    names = names_at_the_ehr(ehr, "Observation")
+    change_one(ehr)
+
+    def shift(handler: Any, request: Any) -> Any:
+        shorten_pages(request, 10)
+        for saved in ehr.saved_searches.values():
+            if "_getpagesoffset=10" in request.url:
+                saved.resources.pop(0)
+        return handler(request)
+
+    ehr.interceptors.append(shift)
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert run.in_state("partial") == ["Observation"]
+    assert not names <= set(sink.received)
+    ehr.interceptors.clear()
+    assert sync_record(grant, sink).is_complete
+    assert names <= set(sink.received)
 
 
 def test_pages_that_are_too_large_are_asked_for_in_parts(

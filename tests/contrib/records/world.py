@@ -152,8 +152,7 @@ class World:
         kind = request.path.split("/")[-2]
         if kind in TYPES and not self._is_own(self.ehr.data[kind].get(path, _NONE)):
             return self._refuse(404)
-        size = f"_count={self.page_size}"
-        request.environ["QUERY_STRING"] = query.replace("_count=100", size)
+        shorten_pages(request, self.page_size)
         return handler(request)  # type: ignore[no-any-return]
 
     def _spoil_pages(self) -> None:
@@ -213,6 +212,12 @@ class KillableNDJSONSink(NDJSONSink):
             assert found.get(name) != resource, "delivered twice"
             found[name] = resource
         return read_notes(found.values())
+
+
+def shorten_pages(request: Any, size: int) -> None:
+    """As an EHR that sends fewer resources than it was asked for."""
+    count = f"_count={size}".encode()
+    request.query_string = request.query_string.replace(b"_count=100", count)
 
 
 def kill_at_random(world: World) -> None:
