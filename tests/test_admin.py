@@ -12,6 +12,7 @@ import pytest
 import time_machine
 from django.contrib import admin
 from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection
@@ -504,14 +505,14 @@ def test_fault_of_a_server_stands_beside_its_field(
     assert message in errors[name].as_text()
 
 
-def test_server_page_tells_what_it_offers_in_words(admin_client, rows):
+def test_server_page_tells_what_it_offers(admin_client, rows):
     url = url_of(FHIRServer, "change", rows[FHIRServer].pk)
     content = admin_client.get(url).content.decode()
     for words in (
-        "launches from the EHR",
+        "launch-ehr",
         "vendor-speciality",
         "https://ehr.example.org/token",
-        "PKCE with S256",
+        "S256",
         "client_secret_basic",
         "growth-chart",
     ):
@@ -523,7 +524,7 @@ def test_server_page_tells_which_endpoints_were_entered_by_hand(admin_client, ro
     server.overrides = {"token_endpoint": "https://other.example.org/token"}
     server.save()
     content = admin_client.get(url_of(FHIRServer, "change", server.pk)).content.decode()
-    assert "https://other.example.org/token</code>" in content
+    assert "https://other.example.org/token (set manually)" in content
     assert "https://ehr.example.org/token" not in content
 
 
@@ -537,7 +538,7 @@ def test_server_page_tells_which_endpoints_were_entered_by_hand(admin_client, ro
         ),
         (
             {"token_endpoint": "https://ehr.example.org/token"},
-            "required but missing: capabilities",
+            "<dt>required but missing</dt><dd>capabilities",
         ),
     ],
 )
@@ -710,11 +711,10 @@ def test_servers_are_asked_later_without_a_broker(admin_client, rows, broker):
 def test_what_is_changed_on_a_server_page_is_stored(admin_client, overrides):
     server = make_server(paused=True, overrides={"capabilities": []})
     url, data = open_form(admin_client, server)
-    assert data.pop("paused") == "on"
     save(admin_client, url, {**data, "overrides": overrides, "is_active": ""})
     server.refresh_from_db()
     assert server.overrides == {}
-    assert (server.paused, server.is_active) == (False, False)
+    assert (server.paused, server.is_active) == (True, False)
 
 
 # Registrations
@@ -725,19 +725,6 @@ def test_registration_is_added_with_a_secret(admin_client):
     data = registration_form(server=server.pk, client_secret=f" {SECRET} ")
     save(admin_client, url_of(ClientRegistration, "add"), data)
     assert ClientRegistration.objects.get().client_secret == f" {SECRET} "
-
-
-def test_backend_service_with_a_secret_is_reminded_of_keys(admin_client, rows):
-    url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
-
-    def save(**values: str) -> str:
-        response = admin_client.post(url, registration_form(**values), follow=True)
-        return " ".join(map(str, response.context["messages"]))
-
-    assert "Use private_key_jwt" not in save()
-    assert "Use private_key_jwt" in save(system_scope="system/Patient.rs")
-    rows[ClientRegistration].refresh_from_db()
-    assert rows[ClientRegistration].system_scope == "system/Patient.rs"
 
 
 @pytest.mark.parametrize(
@@ -791,13 +778,86 @@ def test_client_id_can_be_changed_until_there_are_grants(
 
 def test_secret_is_removed(admin_client, rows):
     registration = rows[ClientRegistration]
-    data = registration_form(
-        clear_client_secret="on", token_endpoint_auth_method="none"
-    )
     url = url_of(ClientRegistration, "change", registration.pk)
-    save(admin_client, url, data)
+    save(admin_client, url, registration_form(token_endpoint_auth_method="none"))
     registration.refresh_from_db()
     assert registration.client_secret == ""
+
+
+def test_secret_is_in_one_place(admin_client, rows):
+    registration = rows[ClientRegistration]
+
+    def choose(**values: str) -> tuple[str, str, str]:
+        url, data = open_form(admin_client, registration)
+        save(admin_client, url, {**data, **values})
+        registration.refresh_from_db()
+        return (
+            registration.client_secret,
+            registration.client_secret_env,
+            registration.client_secret_file,
+        )
+
+    assert choose(secret_source="client_secret_env", client_secret_env="A") == (
+        ("", "A", "")
+    )
+    # What is chosen counts, whatever is left in the other fields.
+    assert choose(secret_source="client_secret_file", client_secret_file="/b") == (
+        ("", "", "/b")
+    )
+    assert choose(landing_page="/start/") == ("", "", "/b")
+    assert choose(secret_source="client_secret", client_secret="x") == ("x", "", "")
+    assert choose(landing_page="/other/") == ("x", "", "")
+    assert choose(token_endpoint_auth_method="private_key_jwt") == ("", "", "")
+
+
+def test_secret_needs_the_place_that_was_chosen(admin_client, rows):
+    url, data = open_form(admin_client, rows[ClientRegistration])
+    data["secret_source"] = "client_secret_env"
+    errors = admin_client.post(url, data).context["adminform"].form.errors
+    assert "variable or file" in errors["client_secret"].as_text()
+    rows[ClientRegistration].refresh_from_db()
+    assert rows[ClientRegistration].client_secret == SECRET
+
+
+def test_new_credentials_lift_a_stop(admin_client, rows):
+    registration = rows[ClientRegistration]
+    ClientRegistration.objects.update(
+        refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"
+    )
+    url, data = open_form(admin_client, registration)
+    save(admin_client, url, {**data, "client_secret": "anew"})
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is None
+
+
+def test_new_registration_leads_to_its_next_steps(admin_client):
+    data = registration_form(server=make_server().pk, client_secret="x")
+    page = admin_client.post(url_of(ClientRegistration, "add"), data, follow=True)
+    registration = ClientRegistration.objects.get()
+    url = url_of(ClientRegistration, "change", registration.pk)
+    assert page.redirect_chain[-1][0] == url
+    assert page.context["steps"]["urls"]
+
+
+def test_four_inputs_are_open_and_all_others_closed(admin_client, rows):
+    for url in (
+        url_of(ClientRegistration, "add"),
+        url_of(ClientRegistration, "change", rows[ClientRegistration].pk),
+    ):
+        page = admin_client.get(url)
+        is_open = {
+            name
+            for fieldset in page.context["adminform"]
+            if not fieldset.is_collapsible
+            for name in flatten_fieldsets([(None, {"fields": fieldset.fields})])
+        }
+        assert is_open == {
+            *("server", "client_id", "token_endpoint_auth_method"),
+            # Of these, the script shows what the method needs.
+            *("secret_source", "client_secret", "client_secret_env"),
+            *("client_secret_file", "signing_algorithm"),
+            *("ehr_scope", "standalone_scope", "system_scope"),
+        }
 
 
 def test_secret_that_was_typed_is_not_sent_back_with_an_error(admin_client, rows):
@@ -811,12 +871,7 @@ def test_secret_that_was_typed_is_not_sent_back_with_an_error(admin_client, rows
 @pytest.mark.parametrize(
     ("values", "field", "message"),
     [
-        ({"clear_client_secret": "on"}, "client_secret", "requires a client secret"),
-        (
-            {"client_secret": "x", "clear_client_secret": "on"},
-            "clear_client_secret",
-            "not both",
-        ),
+        ({"ehr_scope": "user/Observations.rs"}, "ehr_scope", "user/Observation.rs?"),
         ({"ehr_scope": ""}, "ehr_scope", "scopes for at least one use"),
         ({"redirect_uri": "foo"}, "redirect_uri", "not an absolute http"),
         ({"redirect_uri": "javascript:alert(1)"}, "redirect_uri", "not an absolute"),
@@ -860,18 +915,17 @@ def test_second_registration_for_launches_is_refused(
 def test_registration_page_shows_what_the_vendor_asks_for(admin_client, rows):
     url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
     content = admin_client.get(url).content.decode()
-    for path in ("launch/", "callback/", "jwks.json"):
+    for path in ("launch/", "callback/"):
         assert f">https://app.example.org/smart/{path}</code>" in content
+    assert "jwks.json" not in content
     assert "smart/login/" not in content
-    assert "stored here, encrypted" in content
     ClientRegistration.objects.update(standalone_scope="patient/Patient.rs")
     content = admin_client.get(url).content.decode()
     assert ">https://app.example.org/smart/login/?server=harbour-0</code>" in content
 
 
-@pytest.mark.parametrize("default", ["on", ""])
-def test_new_registration_with_a_fault_shows_the_urls_again(admin_client, default):
-    data = registration_form(server=make_server(0).pk, is_ehr_default=default)
+def test_new_registration_with_a_fault_shows_the_urls_again(admin_client):
+    data = registration_form(server=make_server(0).pk)
     content = admin_client.post(
         url_of(ClientRegistration, "add"), data
     ).content.decode()
@@ -925,46 +979,21 @@ def test_key_is_made_for_a_registration_that_signs(admin_client):
         signing_algorithm="ES384",
     )
     response = admin_client.post(url_of(ClientRegistration, "add"), data, follow=True)
-    key = SigningKey.objects.active().get()
-    assert key.algorithm == "ES384"
-    assert key.kid in response.content.decode()
+    assert SigningKey.objects.active().get().algorithm == "ES384"
+    assert "/smart/jwks.json</code>" in response.text
 
 
-def test_registration_with_a_key_of_its_own_is_told_of_that_one(admin_client, rows):
+def test_registration_with_a_key_of_its_own_needs_no_other_one(admin_client, rows):
     registration = rows[ClientRegistration]
     SigningKey.objects.all().delete()
     own = create_signing_key("ES384", registration=registration)
     data = registration_form(
         token_endpoint_auth_method="private_key_jwt",
         signing_algorithm="ES384",
-        clear_client_secret="on",
     )
     url = url_of(ClientRegistration, "change", registration.pk)
-    response = admin_client.post(url, data, follow=True)
-    assert f"signed with the key {own.kid}" in response.content.decode()
+    save(admin_client, url, data)
     assert SigningKey.objects.get() == own
-
-
-@pytest.mark.parametrize("is_separate", [False, True])
-def test_algorithm_whose_key_no_ehr_knows_yet_is_warned_of(admin_client, is_separate):
-    registration = make_registration(
-        make_server(), token_endpoint_auth_method="private_key_jwt", client_secret=""
-    )
-    create_signing_key("RS384", registration=registration if is_separate else None)
-
-    def change_to(algorithm: str) -> list[str]:
-        url = url_of(ClientRegistration, "change", registration.pk)
-        data = read_form(admin_client.get(url))
-        data["signing_algorithm"] = algorithm
-        return levels_of(admin_client.post(url, data, follow=True))
-
-    # The fixture's server cannot be asked either.
-    assert change_to("ES384").count("warning") == 2
-    assert change_to("ES384").count("warning") == 1
-    SigningKey.objects.update(created_at=timezone.now() - OVERLAP)
-    assert change_to("RS384").count("warning") == 1
-    # The set of its separate keys contained no shared one.
-    assert change_to("ES384").count("warning") == 1 + is_separate
 
 
 @pytest.fixture
@@ -994,71 +1023,6 @@ def test_secret_that_cannot_be_decrypted_is_asked_for_again(
     assert ClientRegistration.objects.get().client_secret == "anew"
 
 
-# What others wrote while a form was open
-
-
-def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
-    server = make_server()
-    url, data = open_form(admin_client, server)
-    newer = {
-        "is_active": False,
-        "paused": True,
-        "overrides": {"token_endpoint": "https://ehr.example.org/token"},
-        "preset": "athenahealth",
-        "login_group": "harbours",
-        "frame_origins": ["https://ehr.example.org"],
-        "quirks": Quirks(nonce_required=False, introspection_mode="client"),
-    }
-    FHIRServer.objects.update(**newer)
-    save(admin_client, url, {**data, "name": "Renamed"})
-    stored = FHIRServer.objects.values("name", *newer).get()
-    assert stored == {"name": "Renamed", **newer}
-    (change,) = json.loads(LogEntry.objects.get().change_message)
-    assert change["changed"]["fields"] == ["Name"]
-
-
-def test_form_without_its_first_values_is_compared_with_the_row(admin_client):
-    server = make_server(nonce_required=True, rate_limit=5)
-    url, data = open_form(admin_client, server)
-    given = {
-        name: value for name, value in data.items() if not name.startswith("initial-")
-    }
-    del given["nonce_required"]
-    save(admin_client, url, {**given, "rate_limit": ""})
-    stored = FHIRServer.objects.get()
-    assert (stored.quirks.nonce_required, stored.quirks.rate_limit) == (False, None)
-
-
-def test_page_that_was_opened_earlier_is_checked_with_the_newer_values(
-    admin_client, admin_user
-):
-    server = make_server(issuer="https://ehr.example.org/old")
-    url, data = open_form(admin_client, server)
-    newer = "https://ehr.example.org/newer"
-    FHIRServer.objects.update(id_token_issuer=newer)
-    make_identity(admin_user, server=server, issuer=newer)
-    save(admin_client, url, {**data, "name": "Renamed"})
-    stored = FHIRServer.objects.get()
-    assert (stored.name, stored.id_token_issuer) == ("Renamed", newer)
-    data["id_token_issuer"] = "https://ehr.example.org/old"
-    response = admin_client.post(url, data)
-    assert "id_token_issuer" in response.context["adminform"].form.errors
-
-
-def test_registration_page_that_was_opened_earlier_is_checked_likewise(admin_client):
-    registration = make_registration(make_server())
-    url, data = open_form(admin_client, registration)
-    ClientRegistration.objects.update(
-        token_endpoint_auth_method="none", client_secret=""
-    )
-    save(admin_client, url, {**data, "landing_page": "/chart/"})
-    stored = ClientRegistration.objects.get()
-    assert (stored.token_endpoint_auth_method, stored.landing_page) == (
-        "none",
-        "/chart/",
-    )
-
-
 def test_server_page_stores_every_kind_of_field_that_was_changed(admin_client):
     server = make_server(rate_limit=5, frame_origins=["https://ehr.example.org"])
     url, data = open_form(admin_client, server)
@@ -1078,95 +1042,6 @@ def test_server_page_stores_every_kind_of_field_that_was_changed(admin_client):
         nonce_required=False,
         refresh_token_lifetime=timedelta(minutes=5),
     )
-
-
-def test_registration_page_that_was_opened_earlier_undoes_nothing(admin_client):
-    registration = make_registration(
-        make_server(), client_secret="", client_secret_file="/run/secrets/old"
-    )
-    url, data = open_form(admin_client, registration)
-    newer = {
-        "is_active": False,
-        "create_users": False,
-        "client_secret_file": "/run/secrets/new",
-        "standalone_scope": "launch/patient patient/Patient.rs",
-    }
-    ClientRegistration.objects.update(**newer)
-    save(admin_client, url, {**data, "landing_page": "/chart/"})
-    stored = ClientRegistration.objects.values("landing_page", *newer).get()
-    assert stored == {"landing_page": "/chart/", **newer}
-    (change,) = json.loads(LogEntry.objects.get().change_message)
-    assert change["changed"]["fields"] == ["Landing page"]
-
-
-def read_ciphertext(registration: ClientRegistration) -> str:
-    stored = ClientRegistration.objects.get(pk=registration.pk)
-    return stored._meta.get_field("client_secret").value_to_string(stored)
-
-
-class Interrupting(Away):
-    """While it is asked, workers and commands write."""
-
-    def __init__(self, **newer: Any) -> None:
-        super().__init__()
-        self.newer = newer
-        self.number = 0
-
-    def send(self, *args: Any, **kwargs: Any) -> Any:
-        self.number += 1
-        ClientRegistration.objects.update(**self.newer)
-        return super().send(*args, **kwargs)
-
-
-def test_stop_made_while_the_server_is_asked_stays(admin_client, rows):
-    registration = rows[ClientRegistration]
-    ServerState.objects.update(configuration=None)
-    url, data = open_form(admin_client, registration)
-    before = read_ciphertext(registration)
-    now = timezone.now()
-    newer = {
-        "refresh_stopped_at": now,
-        "refresh_stop_reason": "tokens_not_stored",
-        "refresh_probe_at": now + timedelta(hours=1),
-        "landing_page": "/other/",
-    }
-    # Encrypted anew, as smart_reencrypt does.
-    ehr = Interrupting(client_secret=SECRET, **newer)
-    data["standalone_scope"] = "launch/patient patient/Patient.rs"
-    with transport.mounted("https://ehr.example.org", ehr):
-        save(admin_client, url, data)
-    assert ehr.number
-    columns = ("standalone_scope", *newer)
-    stored = ClientRegistration.objects.values(*columns).get()
-    assert stored == {"standalone_scope": data["standalone_scope"], **newer}
-    registration.refresh_from_db()
-    assert registration.standalone_slot is not None
-    assert registration.client_secret == SECRET
-    ciphertext = read_ciphertext(registration)
-    assert ciphertext != before
-
-
-@pytest.mark.parametrize(
-    ("values", "secret"),
-    [
-        ({"client_secret": "anew"}, "anew"),
-        ({"clear_client_secret": "on", "client_secret_env": "EHR_SECRET"}, ""),
-    ],
-)
-def test_new_credentials_lift_a_stop_made_while_the_server_is_asked(
-    admin_client, rows, values, secret
-):
-    registration = rows[ClientRegistration]
-    ServerState.objects.update(configuration=None)
-    url, data = open_form(admin_client, registration)
-    ehr = Interrupting(
-        refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"
-    )
-    with transport.mounted("https://ehr.example.org", ehr):
-        save(admin_client, url, {**data, **values})
-    registration.refresh_from_db()
-    assert registration.client_secret == secret
-    assert registration.refresh_stopped_at is None
 
 
 # Signing keys

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
-from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import escape
 
 from django_smart import transport
-from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.models import ClientRegistration, FHIRServer, TaskRun
+from django_smart.models.task_run import REFRESH
 from django_smart.testing import EHRSimulator
 from tests.admin_forms import (
     grant_permissions,
     levels_of,
-    registration_form,
     server_form,
     url_of,
 )
 from tests.answers import Away
 from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
-from tests.factories import make_launch, make_server
+from tests.factories import make_launch
 
 __all__ = ["_fresh_pool", "world"]
 
@@ -179,8 +178,7 @@ def test_pages_of_another_admin_lead_to_each_other(
     server = f"{root}/fhirserver/{world.server.pk}"
     registration = f"{root}/clientregistration/{world.registration.pk}"
     linked = {
-        f"{root}/clientregistration/add/": f"{root}/clientregistration/check/",
-        f"{registration}/change/": f"{registration}/check/",
+        f"{registration}/change/": f"{registration}/test/",
         f"{server}/change/": f"{root}/clientregistration/add/?server=",
     }
     for page, link in linked.items():
@@ -220,122 +218,47 @@ def test_admin_without_registrations_offers_none(
     assert "register_url" not in response.context
 
 
-# While somebody types
-
-
-@pytest.fixture
-def server() -> FHIRServer:
-    """A server that offers scopes of version 2 alone."""
-    return make_server(
-        slug="harbour",
-        name="Harbour",
-        base_url=BASE_URL,
-        configuration={
-            "token_endpoint": "https://ehr.example.org/token",
-            "authorization_endpoint": "https://ehr.example.org/authorize",
-            "capabilities": ["launch-ehr", "permission-v2"],
-        },
-    )
-
-
-@pytest.fixture
-def _nobody_is_asked() -> Iterator[None]:
-    """Requests to the server fail the test by their answer."""
-    with transport.mounted("https://ehr.example.org", Away()):
-        yield
-
-
-def check(client: Client, url: str = "", **values: Any) -> Any:
-    url = url or reverse("admin:django_smart_clientregistration_check")
-    data = registration_form(**values)
-    response = client.post(url, data)
-    assert response.status_code == 200, response.content
-    return response.json()["errors"]
-
-
-@pytest.mark.usefixtures("_nobody_is_asked")
-@pytest.mark.parametrize(
-    ("values", "field", "message"),
-    [
-        ({"ehr_scope": "patient/Patinet"}, "ehr_scope", "patient/Patinet"),
-        ({"standalone_scope": "launch"}, "standalone_scope", "Use launch/patient"),
-        ({"ehr_scope": "fhirUser"}, "ehr_scope", "fhirUser requires openid"),
-        ({"ehr_scope": "patient/Patient.read"}, "__all__", "Use patient/Patient.rs"),
-        (
-            {"token_endpoint_auth_method": "none", "system_scope": "system/*.rs"},
-            "token_endpoint_auth_method",
-            "with private_key_jwt",
-        ),
-    ],
-)
-def test_fault_is_told_while_it_is_typed(
-    admin_client: Client,
-    server: FHIRServer,
-    values: dict[str, str],
-    field: str,
-    message: str,
-) -> None:
-    errors = check(admin_client, server=server.pk, **values)
-    assert message in " ".join(errors[field])
-    assert not ClientRegistration.objects.exists()
-
-
-@pytest.mark.usefixtures("_nobody_is_asked")
-def test_what_is_right_or_not_typed_yet_is_no_fault(
-    admin_client: Client, server: FHIRServer
-) -> None:
-    assert check(admin_client, server=server.pk, client_secret="x") == {}
-    # The secret is not sent, and the client id comes later.
-    assert check(admin_client, server=server.pk) == {}
-    assert check(admin_client, client_id="") == {}
-
-
-def test_row_that_is_there_is_checked_against_its_server(
-    admin_client: Client, registration: ClientRegistration
-) -> None:
-    FHIRServer.objects.update(quirks={"scope_syntax": "v1"})
-    url = url_of(ClientRegistration, "check", registration.pk)
-    assert "version 1" in check(admin_client, url)["ehr_scope"][0]
-    registration.refresh_from_db()
-    assert registration.client_secret == CLIENT_SECRET
-
-
-def test_check_is_for_those_who_may_save(
-    client: Client, registration: ClientRegistration
-) -> None:
-    user = User.objects.create_user("viewer", is_staff=True)
-    grant_permissions(user, "view_clientregistration")
-    client.force_login(user)
-    new = reverse("admin:django_smart_clientregistration_check")
-    for url in (new, url_of(ClientRegistration, "check", registration.pk)):
-        assert client.post(url, registration_form()).status_code == 403
-        assert client.get(url).status_code == 405
-    client.logout()
-    assert client.post(new, registration_form()).status_code == 302
-
-
 # The next steps
 
 
+def find_open_steps(page: Any) -> list[str]:
+    """The beginning of each step that is left to do."""
+    items = re.findall(r">To do</span>.*?<p>(.*?)</p>", page.text, re.DOTALL)
+    return [" ".join(each.split())[:12] for each in items]
+
+
 def test_next_steps_say_what_is_done(admin_client: Client, world: World) -> None:
+    scope = "launch openid fhirUser offline_access"
+    world.set_registration(ehr_scope=scope, standalone_scope="")
     url = url_of(ClientRegistration, "change", world.registration.pk)
-    world.set_state(configuration_fetched_at=None)
-    text = admin_client.get(url, secure=True).text
-    assert text.count("Done: ") == 1
-    assert "To do: Fetch" in text
+    TaskRun.objects.all().delete()
+    todo = ["Enter these ", "Test the con", "Run beat and", "Launch once,"]
+    assert find_open_steps(admin_client.get(url, secure=True)) == todo
+    TaskRun.objects.create(name=REFRESH, ran_at=timezone.now())
     admin_client.post(test_url_of(world.registration), secure=True)
+    page = admin_client.get(url, secure=True)
+    assert find_open_steps(page) == ["Enter these ", "Launch once,"]
+    # A change may have broken it.
+    world.registration.save()
+    assert "Test the con" in find_open_steps(admin_client.get(url, secure=True))
     make_launch(world.registration)
-    text = admin_client.get(url, secure=True).text
-    assert text.count("Done: ") == 4
-    assert "To do: " not in text
+    assert find_open_steps(admin_client.get(url, secure=True)) == []
 
 
-def test_fetched_configuration_is_not_taken_for_a_test(
+def test_test_that_finds_an_error_is_not_done(
     admin_client: Client, world: World
 ) -> None:
-    moved = {"issuer": "https://elsewhere.example.net"}
-    world.set_state(configuration_fetched_at=timezone.now(), moved=moved)
+    world.registration.client_secret = "another secret"
+    world.registration.save()
+    admin_client.post(test_url_of(world.registration), secure=True)
     url = url_of(ClientRegistration, "change", world.registration.pk)
-    text = admin_client.get(url, secure=True).text
-    assert "<li>Choose “Test connection”" in text
-    assert "Done: Fetch" in text
+    assert "Test the con" in find_open_steps(admin_client.get(url, secure=True))
+
+
+def test_service_has_no_launch_to_try(admin_client: Client, world: World) -> None:
+    world.set_registration(
+        ehr_scope="", standalone_scope="", system_scope="system/*.rs"
+    )
+    url = url_of(ClientRegistration, "change", world.registration.pk)
+    steps = find_open_steps(admin_client.get(url, secure=True))
+    assert steps[-1] == "Request the "

@@ -60,7 +60,7 @@ EVERYTHING = {
         client_id="evil",
         token_endpoint_auth_method="client_secret_post",
         client_secret_file="/proc/self/environ",
-        clear_client_secret="on",
+        secret_source="client_secret_file",
         ehr_scope="launch patient/*.rs",
         redirect_uri="https://evil.example.net/callback/evil/",
         callback_id="evil",
@@ -138,9 +138,6 @@ def test_row_is_not_added_without_trust(
     copied = {**EVERYTHING[model], "_saveasnew": "1"}
     assert staff.post(url_of(model, "change", row.pk), copied).status_code == 403
     assert staff.post(url_of(model, "changelist"), {"_save": "1"}).status_code == 200
-    if model is ClientRegistration:
-        check = url_of(model, "check", registration.pk)
-        assert staff.post(check, EVERYTHING[model]).status_code == 403
     page = staff.get(url_of(FHIRServer, "change", registration.server.pk))
     assert "register_url" not in page.context
     assert model.objects.count() == 1

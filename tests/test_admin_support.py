@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from django_smart import transport
-from django_smart.models import ClientRegistration, FHIRServer, ServerState
+from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.servers.discovery import fetch_configuration
 from django_smart.testing import EHRSimulator
 from tests.admin_forms import levels_of, registration_form, server_form, url_of
-from tests.answers import Away, answer
+from tests.answers import answer
 from tests.ehr import BASE_URL
-from tests.factories import make_registration, make_server
+from tests.factories import make_server
 
 pytestmark = pytest.mark.django_db
 
@@ -42,18 +42,12 @@ def add(client: Client, server: FHIRServer, **values: Any) -> Any:
     return client.post(url_of(ClientRegistration, "add"), data, follow=True)
 
 
-def errors_of(response: Any) -> str:
-    return str(response.context["adminform"].form.non_field_errors())
-
-
-def test_server_is_asked_and_what_it_said_is_kept(
+def test_nobody_waits_for_the_server_while_saving(
     admin_client: Client, ehr: EHRSimulator, server: FHIRServer
 ) -> None:
     add(admin_client, server)
     assert ClientRegistration.objects.get().server == server
-    assert [each.exchange for each in ehr.requests] == ["smart-configuration"]
-    server.refresh_from_db()
-    assert server.state.configuration is not None
+    assert ehr.requests == []
 
 
 @pytest.mark.compliance("CAPS-08", "DISC-08", "DISC-11")
@@ -69,7 +63,7 @@ def test_server_is_asked_and_what_it_said_is_kept(
         ({"capabilities": ["launch-ehr", "permission-v1"]}, "End it in .read"),
     ],
 )
-def test_what_the_server_lacks_is_refused_with_the_fix(
+def test_what_the_server_lacks_is_a_step_that_is_open(
     admin_client: Client,
     ehr: EHRSimulator,
     server: FHIRServer,
@@ -77,49 +71,7 @@ def test_what_the_server_lacks_is_refused_with_the_fix(
     fix: str,
 ) -> None:
     answer(ehr, SMART, **offered)
-    assert fix in errors_of(add(admin_client, server))
-    assert not ClientRegistration.objects.exists()
-    # One that is off may wait for better days.
-    add(admin_client, server, is_active="")
-    assert ClientRegistration.objects.exists()
-
-
-def test_what_is_known_already_is_not_asked_again(
-    admin_client: Client, ehr: EHRSimulator, server: FHIRServer
-) -> None:
-    add(admin_client, server, is_active="")
-    add(admin_client, server, client_id="other")
-    ehr.clear_requests()
-    url = url_of(
-        ClientRegistration, "change", ClientRegistration.objects.latest("pk").pk
-    )
-    admin_client.post(url, registration_form(landing_page="/start/", client_id="other"))
-    assert ClientRegistration.objects.filter(landing_page="/start/").exists()
-    assert ehr.requests == []
-
-
-def test_server_that_was_mended_is_believed_at_once(
-    admin_client: Client, ehr: EHRSimulator
-) -> None:
-    registration = make_registration()
-    ServerState.objects.update(
-        configuration={
-            "token_endpoint": ehr.token_endpoint,
-            "authorization_endpoint": ehr.authorization_endpoint,
-            "capabilities": ["launch-standalone"],
-        }
-    )
-    url = url_of(ClientRegistration, "change", registration.pk)
-    response = admin_client.post(url, registration_form())
-    assert response.status_code == 302
-    assert len(ehr.requests) == 1
-
-
-def test_server_that_is_down_does_not_keep_anybody_from_registering(
-    admin_client: Client, server: FHIRServer
-) -> None:
-    with transport.mounted("https://ehr.example.org", Away()):
-        response = add(admin_client, server)
-    assert ClientRegistration.objects.exists()
-    assert "warning" in levels_of(response)
-    assert "server_unreachable" in response.content.decode()
+    fetch_configuration(server)
+    page = add(admin_client, server)
+    assert fix in page.text
+    assert not page.context["steps"]["is_tested"]

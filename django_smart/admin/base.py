@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
 from django.contrib.auth import get_user_model
@@ -37,11 +38,9 @@ __all__ = [
     "TabularInline",
     "TrustAdmin",
     "as_code",
-    "as_copyable",
     "as_list",
     "as_scopes",
     "has_trust",
-    "save_changed",
     "show_client_id",
 ]
 
@@ -52,20 +51,6 @@ EMPTY = "–"
 _SHOWN = frozenset({"id", "scope", "scope_asked", "scope_granted", "user"})
 # Of a list: a hundred pages.  A search or a filter finds what is beyond.
 _MOST_ROWS = 10_000
-
-
-def as_copyable(value: str) -> SafeString:
-    """*value* with a button that copies it (``admin.js``; hidden without scripts)."""
-    if not value:
-        return format_html("{}", EMPTY)
-    return format_html(
-        '<span class="smart-copy"><code class="smart-copy-value">{}</code> '
-        '<button type="button" class="button smart-copy-button" data-done="{}" hidden>'
-        "{}</button></span>",
-        value,
-        _("Copied"),
-        _("Copy"),
-    )
 
 
 def as_code(code: str) -> SafeString | str:
@@ -89,25 +74,6 @@ def as_scopes(scope: str) -> SafeString | str:
 def has_trust(request: HttpRequest) -> bool:
     """Whether the user may decide where secrets go and who is signed in by whom."""
     return request.user.has_perm("django_smart.trust_fhirserver")
-
-
-def save_changed(obj: models.Model, changed: Collection[str]) -> None:
-    """
-    Save what was entered: others may have stored the rest since the row was read.
-
-    Args:
-        changed: names of columns, and of fields that the form alone has.
-    """
-    names = {
-        field.name
-        for field in obj._meta.concrete_fields
-        # Digests and the like follow from the others.
-        if field.name in changed
-        or hasattr(field, "sources")
-        or hasattr(field, "source")
-        or getattr(field, "auto_now", False)
-    }
-    obj.save(update_fields=names)
 
 
 @admin.display(description=_("client ID"), ordering="client_id")
@@ -323,6 +289,17 @@ class TrustAdmin(BaseAdmin):
             return fields
         # Also those of the form alone, which it would accept although no page has them.
         return (*fields, *(self.form.base_fields.keys() - {*self.operational_fields}))
+
+    def response_add(
+        self, request: HttpRequest, obj: Any, post_url_continue: Any = None
+    ) -> HttpResponse:
+        """Stay with the new row, for those who may: its page shows what comes next."""
+        stays = not {"_addanother", IS_POPUP_VAR}.intersection(request.POST)
+        if stays and self.has_view_or_change_permission(request, obj):
+            post = request.POST.copy()
+            post["_continue"] = "1"
+            request.POST = post  # type: ignore[assignment]  # as Django's own UserAdmin
+        return super().response_add(request, obj, post_url_continue)
 
 
 class ReadOnlyAdmin(BaseAdmin):

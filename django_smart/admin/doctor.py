@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -12,11 +13,15 @@ from django.urls import path
 from django.utils.translation import gettext as _
 
 from ..contrib.doctor import examine
+from ..diagnoses import Severity
 from ..models import FHIRServer
 from ..views.base import outside_transactions
 from .base import TrustAdmin
 
-__all__ = ["TestConnectionMixin"]
+__all__ = ["PASSED", "TestConnectionMixin"]
+
+PASSED = [{"added": {"name": "Connection test", "object": "✓"}}]
+"""What the history says of a test that found nothing wrong with the server."""
 
 
 class TestConnectionMixin(TrustAdmin):
@@ -55,6 +60,15 @@ class TestConnectionMixin(TrustAdmin):
             return HttpResponseRedirect(self.get_admin_url(name, obj.pk))
         server = obj if isinstance(obj, FHIRServer) else obj.server
         findings = examine([server])
+        faults = [
+            each
+            for each in findings
+            if each.severity == Severity.ERROR
+            or (each.subject and each.severity != Severity.NOTE)
+        ]
+        if not faults:
+            user: Any = request.user
+            LogEntry.objects.log_actions(user.pk, [obj], CHANGE, PASSED)
         parts = [
             (name, [each for each in findings if each.subject == subject])
             for name, subject in ((server.name, server.slug), (_("This site"), ""))

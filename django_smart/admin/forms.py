@@ -5,49 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
-from django.contrib.admin.widgets import AdminTextInputWidget
+from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
-from ..exceptions import CredentialsError, SMARTError, UnsupportedServerError
+from ..exceptions import CredentialsError
 from ..models import ClientRegistration, FHIRServer
 from ..models.server import validate_base_url, validate_request_headers
 from ..protocol.quirks import QUIRKS, QuirkError
 from ..servers.registering import make_name, make_slug
-from ..servers.requirements import ask_and_check, find_problems
 from .base import ModelForm
 from .quirk_fields import build_quirk_fields, read_quirk
 
 __all__ = ["ClientRegistrationForm", "FHIRServerForm"]
 
-# Fields that are held against what a server offers.
-_OFFERED = frozenset({"ehr_scope", "standalone_scope", "system_scope", "server"})
+# Where the secret of a registration can be.
+_CREDENTIALS = ("client_secret", "client_secret_env", "client_secret_file")
 
 
-class _RowForm(ModelForm):
-    """
-    Lets what others saved since the page was opened stay as it is.
-
-    Compared with the row, the page's older value would be a change.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not self.instance._state.adding:
-            for name in self.fields.keys() - {"client_secret", "request_headers"}:
-                # A page that does not say what it was opened with is compared with
-                # the row.
-                if not self.is_bound or self.add_initial_prefix(name) in self.data:
-                    self.fields[name].show_hidden_initial = True
-
-    def keep_changes(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Leave out what was not changed, so that the row is checked as it is now."""
-        if self.instance._state.adding:
-            return data
-        return {name: data[name] for name in data.keys() & {*self.changed_data}}
-
-
-class FHIRServerForm(_RowForm):
+class FHIRServerForm(ModelForm):
     """
     A server whose base URL is not registered twice, and is enough to begin with.
 
@@ -69,7 +45,7 @@ class FHIRServerForm(_RowForm):
 
     class Meta:
         model = FHIRServer
-        exclude = ("quirks", "request_headers")
+        exclude = ("paused", "quirks", "request_headers")
         help_texts = {
             "base_url": _(
                 "The URL of the FHIR API, exactly as the vendor documents it, such as "
@@ -134,24 +110,27 @@ class FHIRServerForm(_RowForm):
                 data["name"] = make_name(base_url)
             if not data.get("slug") and "slug" not in self.errors:
                 data["slug"] = make_slug(base_url)
-        return self.keep_changes(data)
+        return data
 
 
-class ClientRegistrationForm(_RowForm):
+class ClientRegistrationForm(ModelForm):
     """
-    A registration with a secret that can be set and removed, and never read.
+    A registration with a secret that can be replaced, and never read.
 
     ``client_secret`` is a field of the form alone: Django would put the stored value
-    into a form's initial data.
-
-    Attributes:
-        unasked: why the server could not be asked whether it offers all of this.
-        asks_server: whether it may be.
+    into a form's initial data.  ``secret_source`` chooses one of the three columns that
+    say where the secret is, and empties the others.
     """
 
-    unasked: SMARTError | None = None
-    asks_server = True
-
+    secret_source = forms.ChoiceField(
+        label=_("Where the secret is"),
+        required=False,
+        choices=(
+            ("client_secret", _("stored here, encrypted")),
+            ("client_secret_env", _("in an environment variable")),
+            ("client_secret_file", _("in a file")),
+        ),
+    )
     client_secret = forms.CharField(
         label=_("Client secret"),
         required=False,
@@ -159,59 +138,42 @@ class ClientRegistrationForm(_RowForm):
         widget=forms.PasswordInput(
             render_value=False, attrs={"autocomplete": "new-password", "size": 40}
         ),
-        help_text=_(
-            "Stored encrypted and never shown. Leave empty to keep the stored value."
-        ),
-    )
-    clear_client_secret = forms.BooleanField(
-        label=_("Remove the stored secret"), required=False
+        help_text=_("Never shown. Leave empty to keep the stored value."),
     )
 
     class Meta:
         model = ClientRegistration
         exclude = ("client_secret",)
-        # One line, although some client ids are whole JWTs.
         widgets = {
-            "client_id": AdminTextInputWidget(attrs={"class": "vLargeTextField"})
+            # One line, although some client ids are whole JWTs.
+            "client_id": AdminTextInputWidget(attrs={"class": "vLargeTextField"}),
+            **dict.fromkeys(
+                ("ehr_scope", "standalone_scope", "system_scope"),
+                AdminTextareaWidget(attrs={"rows": 2}),
+            ),
         }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        used = (name for name in _CREDENTIALS[1:] if getattr(self.instance, name))
+        self.initial["secret_source"] = next(used, _CREDENTIALS[0])
+        if self.instance._state.adding and "client_secret" in self.fields:
+            self.fields["client_secret"].help_text = _("Never shown again.")
 
     def clean(self) -> dict[str, Any]:
         """Put the secret into the row before the row's own rules are checked."""
         data = super().clean() or self.cleaned_data
-        secret = data.get("client_secret")
-        if secret and data.get("clear_client_secret"):
-            self.add_error(
-                "clear_client_secret", _("Enter a new secret or remove it, not both.")
-            )
-        elif secret:
-            self.instance.client_secret = secret
-        elif data.get("clear_client_secret"):
+        source = ""
+        if data.get("token_endpoint_auth_method", "").startswith("client_secret_"):
+            source = data.get("secret_source") or self.initial["secret_source"]
+        data.update({name: "" for name in _CREDENTIALS[1:] if name != source})
+        if source != "client_secret":
             self.instance.client_secret = ""
+        elif data.get("client_secret"):
+            self.instance.client_secret = data["client_secret"]
         else:
             self._check_stored_secret()
-        return self.keep_changes(data)
-
-    def validate_unique(self) -> None:
-        """Refuse, last of all, what the server lacks; one that is down refuses none."""
-        super().validate_unique()
-        if self.errors or not (self.asks_server and self.instance.is_active):
-            return
-        try:
-            ask_and_check(self.instance)
-        except UnsupportedServerError as exc:
-            self.add_error(None, str(exc))
-        except SMARTError as exc:
-            self.unasked = exc
-
-    def find_known_problems(self) -> list[str]:
-        """What the server lacks by what is known of it; nobody is asked."""
-        registration = self.instance
-        if not registration.server_id or not registration.is_active:
-            return []
-        known = registration.server.read_configuration(registration.client_id)
-        if known is None or _OFFERED.intersection(self.errors):
-            return []
-        return [str(problem) for problem in find_problems(registration, known)]
+        return data
 
     def _check_stored_secret(self) -> None:
         try:
@@ -223,6 +185,6 @@ class ClientRegistrationForm(_RowForm):
                 "client_secret",
                 _(
                     "The stored secret cannot be decrypted with the current keys. "
-                    "Enter it again, or remove it."
+                    "Enter it again."
                 ),
             )

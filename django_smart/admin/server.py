@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.admin.utils import unquote
-from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db import router, transaction
 from django.db.models import Count, QuerySet
@@ -25,7 +23,7 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..contrib.doctor import BASE_URL_WRONG, discover
-from ..contrib.monitoring import ServerHealth, read_health
+from ..contrib.monitoring import read_health
 from ..diagnoses import DOCS_URL, Finding
 from ..exceptions import SMARTError
 from ..models import ClientRegistration, FHIRServer, ServerState, TokenGrant
@@ -33,6 +31,7 @@ from ..protocol.quirks import QUIRKS
 from ..servers.discovery import (
     DISCOVERED_COLUMNS,
     accept_moved,
+    describe_configuration,
     describe_moved,
     fetch_configuration,
 )
@@ -43,7 +42,6 @@ from .base import (
     as_code,
     as_list,
     has_trust,
-    save_changed,
     show_client_id,
 )
 from .doctor import TestConnectionMixin
@@ -58,92 +56,40 @@ if TYPE_CHECKING:
 
 __all__ = ["FHIRServerAdmin"]
 
-_ENDPOINTS: dict[str, StrOrPromise] = {
-    "authorization_endpoint": _("authorization"),
-    "token_endpoint": _("token"),
-    "revocation_endpoint": _("revocation"),
-    "introspection_endpoint": _("introspection"),
-    "registration_endpoint": _("registration"),
-    "jwks_uri": _("JWK Set"),
-}
-# SMART App Launch 2.2, "Conformance", Capabilities.
-_CAPABILITIES: dict[str, StrOrPromise] = {
-    "launch-ehr": _("launches from the EHR"),
-    "launch-standalone": _("launches from this site"),
-    "authorize-post": _("authorization requests by POST"),
-    "client-public": _("clients without a secret"),
-    "client-confidential-symmetric": _("clients with a secret"),
-    "client-confidential-asymmetric": _("clients with a signing key"),
-    "sso-openid-connect": _("sign-in with its accounts"),
-    "context-banner": _("says whether to show the patient"),
-    "context-style": _("provides its style"),
-    "context-ehr-patient": _("names the patient of an EHR launch"),
-    "context-ehr-encounter": _("names the encounter of an EHR launch"),
-    "context-standalone-patient": _("lets the user choose a patient"),
-    "context-standalone-encounter": _("lets the user choose an encounter"),
-    "permission-offline": _("access in the background (offline_access)"),
-    "permission-online": _("access until sign-out (online_access)"),
-    "permission-patient": _("access to one patient's data"),
-    "permission-user": _("access to everything the user can see"),
-    "permission-v1": _("scopes of version 1"),
-    "permission-v2": _("scopes of version 2"),
-    "smart-app-state": _("stores app state"),
-}
 
-
-class _HealthChangeList(ChangeList):
-    """Reads the health of all servers of a page at once."""
-
-    def get_results(self, request: HttpRequest) -> None:
-        """Django's, each row with its health."""
-        super().get_results(request)
-        servers: Any = self.result_list
-        health = read_health([server.pk for server in servers], active_only=True)
-        for server in servers:
-            # One that was deleted between the two looks has no grants.
-            server.health = health.get(server.pk) or _nothing(server)
-
-
-def _describe(server: FHIRServer) -> Iterator[tuple[StrOrPromise, object]]:
-    health = read_health([server.pk]).get(server.pk) or _nothing(server)
+def _describe_health(server: FHIRServer) -> Iterator[tuple[StrOrPromise, object]]:
+    health = read_health([server.pk])[server.pk]
     for status in TokenGrant.Status:
         yield status.label, health.grants[status]
     yield _("due"), health.due
-    yield _("longest wait"), _ago(health.oldest_due_at)
+    waits = timesince(health.oldest_due_at) if health.oldest_due_at else EMPTY
+    yield _("longest wait"), waits
     yield _("failing"), health.failing
     yield _("last success"), _at(health.last_success_at)
     yield _("last failure"), _at(health.last_failure_at)
     yield _("last error"), as_code(health.last_error)
-    yield _("paused until"), _end_of_pause(health)
+    yield _("paused until"), _end_of_pause(server)
     yield _("stopped registrations"), health.stopped_registrations
 
 
-def _nothing(server: FHIRServer) -> ServerHealth:
-    return ServerHealth(slug=server.slug, is_active=server.is_active)
-
-
-def _end_of_pause(health: ServerHealth) -> str:
-    if health.paused:
+def _end_of_pause(server: FHIRServer) -> str:
+    if server.paused:
         return gettext("somebody resumes it")
-    return _at(health.paused_until)
-
-
-def _ago(moment: datetime | None) -> str:
-    return timesince(moment) if moment else EMPTY
+    return _at(server.discovered.paused_until)
 
 
 def _at(moment: datetime | None) -> str:
     return date(timezone.localtime(moment), "DATETIME_FORMAT") if moment else EMPTY
 
 
+def _as_facts(rows: Iterable[tuple[StrOrPromise, object]]) -> SafeString:
+    facts = format_html_join("", "<dt>{}</dt><dd>{}</dd>", rows)
+    return format_html('<dl class="smart-facts">{}</dl>', facts)
+
+
 _OFFER = _("Server configuration")
-# Of what was discovered, shown as it is.
-_STATE = (
-    "issuer",
-    "configuration_fetched_at",
-    "jwks_fetched_at",
-    "discovery_failed_at",
-)
+# Of the server's state, shown as they are.
+_TIMES = ("configuration_fetched_at", "jwks_fetched_at", "discovery_failed_at")
 
 
 def _has_tokens(server: FHIRServer | None) -> bool:
@@ -190,7 +136,6 @@ class FHIRServerAdmin(TestConnectionMixin):
 
     form = FHIRServerForm
     operational_fields = (
-        "paused",
         "turns",
         *(name for name, quirk in QUIRKS.items() if quirk.is_operational),
     )
@@ -200,10 +145,8 @@ class FHIRServerAdmin(TestConnectionMixin):
         "is_active",
         "paused_until",
         "registration_count",
-        "active_grants",
-        "due_grants",
-        "overdue",
     )
+    list_select_related = ("state",)
     list_filter = ("is_active", "paused", "preset")
     # Said again: the count below takes the model's own ordering away.
     ordering = ("name", "pk")
@@ -213,10 +156,7 @@ class FHIRServerAdmin(TestConnectionMixin):
     inlines = (_RegistrationInline,)
     actions = ("rediscover", "pause", "unpause")
     readonly_fields = (
-        "endpoints",
-        "offers",
-        "methods",
-        *_STATE,
+        "configuration",
         "moved_values",
         "quirk_values",
         "health",
@@ -227,20 +167,9 @@ class FHIRServerAdmin(TestConnectionMixin):
     fieldsets = (
         (
             None,
-            {"fields": ("base_url", "preset", "name", "slug", "is_active", "paused")},
+            {"fields": ("base_url", "preset", "name", "slug", "is_active")},
         ),
-        (
-            _OFFER,
-            {
-                "fields": (
-                    "endpoints",
-                    "offers",
-                    "methods",
-                    *_STATE,
-                    "moved_values",
-                )
-            },
-        ),
+        (_OFFER, {"fields": ("configuration", "moved_values")}),
         (_("Grants"), {"fields": ("health",)}),
         (
             _("Endpoint overrides"),
@@ -290,35 +219,11 @@ class FHIRServerAdmin(TestConnectionMixin):
         servers: QuerySet[FHIRServer] = super().get_queryset(request)
         return servers.annotate(registration_count=Count("registrations"))
 
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """A list that knows the health of its rows."""
-        return _HealthChangeList
-
     @admin.display(description=_("extra headers"))
     def request_headers_state(self, obj: FHIRServer) -> str:
         """Whether there are some; never which."""
         stored = obj._meta.get_field("request_headers").value_to_string(obj)
         return str(_("stored here, encrypted")) if stored else EMPTY
-
-    @admin.display(description=_("discovered issuer"))
-    def issuer(self, obj: FHIRServer) -> str:
-        """Of the SMART or OpenID configuration."""
-        return obj.discovered.issuer or EMPTY
-
-    @admin.display(description=_("configuration fetched at"))
-    def configuration_fetched_at(self, obj: FHIRServer) -> str:
-        """When it was last read."""
-        return _at(obj.discovered.configuration_fetched_at)
-
-    @admin.display(description=_("JWK Set fetched at"))
-    def jwks_fetched_at(self, obj: FHIRServer) -> str:
-        """When the keys were last read."""
-        return _at(obj.discovered.jwks_fetched_at)
-
-    @admin.display(description=_("discovery failed at"))
-    def discovery_failed_at(self, obj: FHIRServer) -> str:
-        """When it was last tried without success."""
-        return _at(obj.discovered.discovery_failed_at)
 
     @admin.display(description=_("moved values"))
     def moved_values(self, obj: FHIRServer) -> SafeString | str:
@@ -370,17 +275,6 @@ class FHIRServerAdmin(TestConnectionMixin):
             context["register_url"] = f"{url}?server={server.pk}"
         return super().render_change_form(request, context, *args, **kwargs)
 
-    def response_add(
-        self, request: HttpRequest, obj: FHIRServer, post_url_continue: Any = None
-    ) -> HttpResponse:
-        """Stay with the new server, for those who may: its page shows its offer."""
-        stays = not {"_addanother", IS_POPUP_VAR}.intersection(request.POST)
-        if stays and self.has_view_or_change_permission(request, obj):
-            post = request.POST.copy()
-            post["_continue"] = "1"
-            request.POST = post  # type: ignore[assignment]  # as Django's own UserAdmin
-        return super().response_add(request, obj, post_url_continue)
-
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Tokens never go to another address than the one that gave them."""
         fields = super().get_readonly_fields(request, obj)
@@ -413,10 +307,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         if "preset" in form.changed_data:
             before = form.initial.get("preset", "")
             apply_preset(obj, before=before, keep=form.changed_quirks)
-        if change:
-            save_changed(obj, {"quirks", *form.changed_data})
-        else:
-            super().save_model(request, obj, form, change)
+        super().save_model(request, obj, form, change)
         if change and "base_url" in form.changed_data:
             # What was found at one base URL says nothing of another one.
             ServerState.objects.forget(obj.pk, *DISCOVERED_COLUMNS)
@@ -552,91 +443,26 @@ class FHIRServerAdmin(TestConnectionMixin):
         return int(obj.registration_count)
 
     @admin.display(description=_("paused until"))
-    def paused_until(self, obj: Any) -> str:
+    def paused_until(self, obj: FHIRServer) -> str:
         """Whether an operator or an outage keeps workers from refreshing."""
-        return _end_of_pause(obj.health)
-
-    @admin.display(description=_("active grants"))
-    def active_grants(self, obj: Any) -> int:
-        """How many are in force."""
-        return int(obj.health.grants[TokenGrant.Status.ACTIVE])
-
-    @admin.display(description=_("due"))
-    def due_grants(self, obj: Any) -> int:
-        """How many wait for a worker."""
-        return int(obj.health.due)
-
-    @admin.display(description=_("longest wait"))
-    def overdue(self, obj: Any) -> str:
-        """How long the one that is due longest has waited."""
-        return _ago(obj.health.oldest_due_at)
+        return _end_of_pause(obj)
 
     @admin.display(description=_("refresh"))
-    def health(self, obj: Any) -> SafeString | str:
+    def health(self, obj: FHIRServer) -> SafeString | str:
         """All that is known, as a list."""
-        if obj.pk is None:
-            return EMPTY
-        rows = format_html_join("", "<dt>{}</dt><dd>{}</dd>", _describe(obj))
-        return format_html('<dl class="smart-facts">{}</dl>', rows)
+        return _as_facts(_describe_health(obj)) if obj.pk else EMPTY
 
-    @admin.display(description=_("endpoints"))
-    def endpoints(self, obj: FHIRServer) -> SafeString | str:
-        """With the overrides applied, which are marked; or why there are none."""
-        if obj.discovered.configuration is None:
+    @admin.display(description=_("configuration"))
+    def configuration(self, obj: FHIRServer) -> SafeString | str:
+        """What the server offers, by the names of the specification."""
+        state = obj.discovered
+        if state.configuration is None:
             return gettext("Not fetched yet.")
-        overrides = obj.overrides or {}
         try:
-            found = obj.parse_configuration(obj.discovered.configuration)
+            offer = list(describe_configuration(obj))
         except SMARTError as exc:
-            return gettext("The stored configuration cannot be used: %(why)s") % {
-                "why": exc
-            }
-        rows = []
-        for name, words in _ENDPOINTS.items():
-            # The column of the JWK Set's URL holds what was discovered, there or in
-            # the OpenID configuration.
-            url = (obj.discovered.jwks_uri if name == "jwks_uri" else "") or getattr(
-                found, name
-            )
-            if url:
-                mark = gettext("(set manually)") if name in overrides else ""
-                rows.append((words, url, mark))
-        return format_html(
-            '<dl class="smart-facts">{}</dl>',
-            format_html_join("", "<dt>{}</dt><dd><code>{}</code> {}</dd>", rows),
-        )
-
-    @admin.display(description=_("offers"))
-    def offers(self, obj: FHIRServer) -> SafeString | str:
-        """Its capabilities: known ones in words and in the specification's order."""
-        found = obj.read_configuration()
-        if found is None:
-            return EMPTY
-        known = (words for name, words in _CAPABILITIES.items() if found.has(name))
-        return as_list([*known, *sorted(found.capabilities - _CAPABILITIES.keys())])
-
-    @admin.display(description=_("authentication"))
-    def methods(self, obj: FHIRServer) -> SafeString | str:
-        """How clients authenticate there, with which algorithms, and PKCE."""
-        found = obj.read_configuration()
-        if found is None:
-            return EMPTY
-        methods = found.token_endpoint_auth_methods_supported
-        algorithms = found.token_endpoint_auth_signing_alg_values_supported
-        lines = [
-            gettext("PKCE with S256")
-            if found.supports_s256
-            else gettext("PKCE with S256 is not advertised")
-        ]
-        if methods:
-            lines.append(", ".join(methods))
-        if algorithms:
-            lines.append(
-                gettext("signed with %(names)s") % {"names": ", ".join(algorithms)}
-            )
-        if found.missing:
-            lines.append(
-                gettext("required but missing: %(names)s")
-                % {"names": ", ".join(sorted(found.missing))}
-            )
-        return as_list(lines)
+            why = gettext("The stored configuration cannot be used: %(why)s")
+            return why % {"why": exc}
+        fields: list[Any] = [state._meta.get_field(name) for name in _TIMES]
+        times = ((each.verbose_name, _at(getattr(state, each.name))) for each in fields)
+        return _as_facts([*offer, *times])

@@ -439,7 +439,7 @@ class ClientRegistration(models.Model):
             setattr(self, name, " ".join(getattr(self, name).split()))
         self._read_callback_id()
         if not self.launch_slug:
-            self.launch_slug = self._make_launch_slug()
+            self.launch_slug = self.make_launch_slug()
         is_changed = bool(self.pk and self._has_new_credentials())
         super().save(**kwargs)
         if is_changed:
@@ -516,7 +516,8 @@ class ClientRegistration(models.Model):
             if others.filter(**{f"{kind}_slot": slot}).exists():
                 setattr(self, f"is_{kind}_default", False)
 
-    def _make_launch_slug(self) -> str:
+    def make_launch_slug(self) -> str:
+        """Return an unused launch slug from the server's slug."""
         others = type(self)._base_manager.exclude(pk=self.pk)
         slug, number = self.server.slug, 1
         while others.filter(launch_slug=slug).exists():

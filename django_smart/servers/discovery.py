@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -52,6 +52,7 @@ __all__ = [
     "accept_moved",
     "check_moved",
     "copy_discovered",
+    "describe_configuration",
     "describe_moved",
     "doubt_configuration",
     "fetch_configuration",
@@ -100,6 +101,20 @@ _FIRST_PAUSE = timedelta(seconds=10)
 _PATIENCE = 3.0
 _LOOK_EVERY = 0.1
 _END_SESSION = "end_session_endpoint"
+# What describes a server.
+_ENDPOINTS = (
+    "authorization_endpoint",
+    "token_endpoint",
+    "revocation_endpoint",
+    "introspection_endpoint",
+    "registration_endpoint",
+)
+_LISTS = (
+    "capabilities",
+    "code_challenge_methods_supported",
+    "token_endpoint_auth_methods_supported",
+    "token_endpoint_auth_signing_alg_values_supported",
+)
 
 
 def get_configuration(server: FHIRServer, client_id: str = "") -> SMARTConfiguration:
@@ -232,6 +247,32 @@ def fetch_configuration(
         _store(server, *DISCOVERED_COLUMNS)
     check_moved(server)
     return server.read_configuration(client_id) or configuration
+
+
+def describe_configuration(server: FHIRServer) -> Iterator[tuple[str, str]]:
+    """
+    Yield members of what *server* says of itself, and their values as text.
+
+    Raises:
+        DiscoveryError: current settings do not accept what is stored.
+    """
+    state = server.discovered
+    found = server.parse_configuration(state.configuration or {})
+    members: dict[str, Iterable[str]] = {
+        **{name: [getattr(found, name) or ""] for name in _ENDPOINTS},
+        "issuer": [server.id_token_issuer or state.issuer],
+        "jwks_uri": [state.jwks_uri or found.jwks_uri or ""],
+        **{name: getattr(found, name) or () for name in _LISTS},
+        "complete capability sets": server.get_capability_sets(),
+        "required but missing": found.missing,
+        "ignored": found.problems,
+    }
+    for name, values in members.items():
+        # A server can send anything, such as what a terminal executes.
+        shown = (each if each.isprintable() else ascii(each) for each in sorted(values))
+        if text := ", ".join(shown):
+            is_set = name in (server.overrides or {})
+            yield name, f"{text} (set manually)" if is_set else text
 
 
 def copy_discovered(server: FHIRServer, *, source: FHIRServer) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "RegistrationInput",
     "build_client_urls",
     "choose_callback",
+    "ensure_key_of",
     "get_site_url",
     "make_name",
     "make_slug",
@@ -113,8 +114,7 @@ def register_client(data: RegistrationInput) -> ClientRegistration:
         with transaction.atomic(using=router.db_for_write(ClientRegistration)):
             server = _store_server(data)
             registration = _store_registration(data, server)
-            if registration.uses_private_key:
-                ensure_active_key(registration.signing_algorithm)
+            ensure_key_of(registration)
     except IntegrityError as exc:
         # Another one was inserted after the constraints were checked.
         raise ValidationError(
@@ -122,6 +122,14 @@ def register_client(data: RegistrationInput) -> ClientRegistration:
             "time; try again."
         ) from exc
     return registration
+
+
+def ensure_key_of(registration: ClientRegistration) -> None:
+    """Generate a signing key if *registration* needs one and none is active."""
+    algorithm = registration.signing_algorithm
+    own = SigningKey.objects.of(registration).active().filter(algorithm=algorithm)
+    if registration.uses_private_key and not own.exists():
+        ensure_active_key(algorithm)
 
 
 def validate_site_url(url: str) -> str:

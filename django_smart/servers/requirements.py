@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 from ..diagnoses import Finding, build_finding
 from ..exceptions import UnsupportedServerError
@@ -11,10 +10,8 @@ from ..models import ClientRegistration, FHIRServer, Launch
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.scopes import ScopeSet
-from .discovery import fetch_configuration
 
 __all__ = [
-    "ask_and_check",
     "check_backend_service",
     "check_launch",
     "check_registration",
@@ -67,27 +64,6 @@ def find_problems(
     return problems
 
 
-def ask_and_check(registration: ClientRegistration) -> None:
-    """
-    Run :func:`check_registration` with the stored configuration, or else fetch it.
-
-    Nothing is written before the server has responded, so this may be called within a
-    transaction.
-
-    Raises:
-        UnsupportedServerError: as there; the configuration was just fetched.
-        TransportError, DiscoveryError: the stored configuration is missing or
-            unsuitable, and the server could not be reached.
-    """
-    server, client_id = registration.server, registration.client_id
-    known = server.read_configuration(client_id)
-    if known is not None:
-        with suppress(UnsupportedServerError):
-            check_registration(registration, known)
-            return
-    check_registration(registration, fetch_configuration(server, client_id))
-
-
 def check_launch(launch: Launch, configuration: SMARTConfiguration) -> None:
     """
     Refuse *launch* before the redirect if it is bound to fail.
@@ -130,7 +106,8 @@ def check_backend_service(
 
 def _refuse(problems: list[Finding]) -> None:
     if problems:
-        raise UnsupportedServerError(" ".join(map(str, problems)))
+        text = (f"{each.what} {each.fix}" for each in problems)
+        raise UnsupportedServerError(" ".join(text))
 
 
 def _find_client_problems(

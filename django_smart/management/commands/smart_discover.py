@@ -2,69 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.exceptions import SMARTError
 from django_smart.models import FHIRServer
-from django_smart.protocol.capabilities import get_capability_sets
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.servers.discovery import (
     accept_moved,
+    describe_configuration,
     describe_moved,
     fetch_configuration,
     fetch_jwks,
 )
 
-__all__ = ["Command", "describe_configuration"]
-
-_ENDPOINTS = ("authorization", "token", "revocation", "introspection", "registration")
-
-
-def describe_configuration(
-    configuration: SMARTConfiguration, jwks: Mapping[str, Any] | None
-) -> Iterator[str]:
-    """
-    Lines that say what the server offers, one topic each.
-
-    Args:
-        jwks: its JWK Set; ``None`` if it has none.
-    """
-    yield f"capabilities: {_join(sorted(configuration.capabilities))}"
-    methods = configuration.token_endpoint_auth_methods_supported
-    yield f"authentication: {_join(methods or ())}"
-    yield f"PKCE: {_join(configuration.code_challenge_methods_supported)}"
-    yield f"sign-in: {_describe_sign_in(configuration, jwks)}"
-    for name in _ENDPOINTS:
-        url = getattr(configuration, f"{name}_endpoint")
-        yield f"{name} endpoint: {url or 'none'}"
-    complete = get_capability_sets(configuration.capabilities)
-    yield f"complete capability sets: {_join(sorted(complete))}"
-    if configuration.missing:
-        yield f"required but missing: {_join(sorted(configuration.missing))}"
-    if configuration.problems:
-        yield f"ignored: {' '.join(configuration.problems)}"
-
-
-def _describe_sign_in(
-    configuration: SMARTConfiguration, jwks: Mapping[str, Any] | None
-) -> str:
-    if not configuration.has("sso-openid-connect"):
-        return "not advertised"
-    keys = len(jwks["keys"]) if jwks else 0
-    plural = "key" if keys == 1 else "keys"
-    return (
-        f"OpenID Connect, issuer {configuration.issuer or 'not advertised'}, "
-        f"{keys} {plural}"
-    )
-
-
-def _join(words: Iterable[str]) -> str:
-    # A server can send anything, such as what a terminal executes.
-    shown = (word if word.isprintable() else ascii(word) for word in words)
-    return ", ".join(shown) or "not advertised"
+__all__ = ["Command"]
 
 
 class Command(BaseCommand):
@@ -124,10 +77,11 @@ class Command(BaseCommand):
 
     def _discover(self, server: FHIRServer) -> None:
         configuration = fetch_configuration(server)
-        jwks = fetch_jwks(server) if _has_keys(server, configuration) else None
+        if _has_keys(server, configuration):
+            fetch_jwks(server)
         self.stdout.write(f"{server.slug}: {server.name}, {server.base_url}")
-        for line in describe_configuration(configuration, jwks):
-            self.stdout.write(f"  {line}")
+        for name, value in describe_configuration(server):
+            self.stdout.write(f"  {name}: {value}")
 
 
 def _get_servers(slugs: list[str], *, everything: bool) -> list[FHIRServer]:

@@ -1,6 +1,6 @@
-// The admin: buttons that copy an address for the vendor's form, and what is wrong with a
-// registration while it is typed. Without scripts the buttons stay hidden, and the form
-// tells when it is sent.
+// The admin: buttons that copy a URL for the EHR's form, and the fields of a registration that
+// its authentication method needs. Without scripts the buttons stay hidden and every field is
+// shown.
 "use strict";
 
 function offerCopies() {
@@ -20,74 +20,30 @@ function offerCopies() {
   }
 }
 
-function checkWhileTyping(url) {
-  const form = document.getElementById("smart-check").closest("form");
-  let timer = 0;
-  let turn = 0;
-
-  function show(name, messages) {
-    const field = form.elements[name];
-    const id = `smart-live-${name}`;
-    let box = document.getElementById(id);
-    if (!box) {
-      if (!messages.length) {
-        return;
-      }
-      box = document.createElement("div");
-      box.id = id;
-      box.className = "smart-live";
-      box.setAttribute("role", "status");
-      const place = field ? field.closest(".form-row") : document.getElementById("smart-check");
-      place.append(box);
-      if (field) {
-        field.setAttribute("aria-describedby", `${field.getAttribute("aria-describedby") || ""} ${id}`.trim());
-      }
-    }
-    box.replaceChildren(...messages.map((text) => {
-      const line = document.createElement("p");
-      line.textContent = text;
-      return line;
-    }));
-    if (field) {
-      field.setAttribute("aria-invalid", String(messages.length > 0));
-    }
+function showByMethod() {
+  const method = document.getElementById("id_token_endpoint_auth_method");
+  const source = document.getElementById("id_secret_source");
+  if (!method || !source) {
+    return;
   }
-
-  async function check() {
-    const mine = ++turn;
-    const data = new FormData(form);
-    data.delete("client_secret"); // is sent once, with the form itself
-    let errors;
-    try {
-      const response = await fetch(url, { method: "POST", body: data, credentials: "same-origin" });
-      if (!response.ok) {
-        return;
-      }
-      errors = (await response.json()).errors;
-    } catch {
-      return; // The form still tells when it is sent.
-    }
-    if (mine !== turn) {
-      return; // Somebody typed on.
-    }
-    document.getElementById("smart-check").hidden = !errors.__all__;
-    const shown = [...form.querySelectorAll(".smart-live")].map((box) => box.id.slice(11));
-    for (const name of new Set([...shown, ...Object.keys(errors)])) {
-      show(name, errors[name] || []);
-    }
+  function show(name, isNeeded) {
+    const row = document.querySelector(`.form-row.field-${name}`);
+    row?.classList.toggle("hidden", !isNeeded && !row.classList.contains("errors"));
   }
-
-  form.addEventListener("input", () => {
-    window.clearTimeout(timer);
-    timer = window.setTimeout(check, 400);
-  });
-  form.addEventListener("change", check);
+  function update() {
+    const needsSecret = method.value.startsWith("client_secret_");
+    show("secret_source", needsSecret);
+    for (const { value } of source.options) {
+      show(value, needsSecret && value === source.value);
+    }
+    show("signing_algorithm", method.value === "private_key_jwt");
+  }
+  method.addEventListener("change", update);
+  source.addEventListener("change", update);
+  update();
 }
 
 document.addEventListener("DOMContentLoaded", () => {
   offerCopies();
-  const place = document.getElementById("smart-check");
-  if (place) {
-    checkWhileTyping(place.dataset.url);
-  }
+  showByMethod();
 });
