@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from django_smart.fhir.asynchronous import (
-    AsyncBatch,
     AsyncFHIRClient,
-    AsyncPatientRecord,
     AsyncSearchStream,
 )
 from django_smart.fhir.batch import Batch, BatchAnswer
@@ -22,9 +20,7 @@ from django_smart.fhir.session import FHIRSession
 
 __all__ = [
     "AnyOf",
-    "AsyncBatch",
     "AsyncFHIRClient",
-    "AsyncPatientRecord",
     "AsyncSearchStream",
     "Batch",
     "BatchAnswer",

@@ -36,7 +36,6 @@ from django_smart.fhir.messages import (
     raise_unless_ok,
     resolve_url,
 )
-from django_smart.fhir.paging import Stream
 from django_smart.fhir.parameters import build_search_query
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.protocol.urls import is_same_origin
@@ -160,7 +159,7 @@ def _build_parameters(query: str) -> dict[str, Any]:
     return {"resourceType": "Parameters", "parameter": parameters}
 
 
-class BulkExport(Stream):
+class BulkExport:
     """
     A running export: the URL to poll, and how far its files have been read.
 
@@ -282,7 +281,7 @@ class BulkExport(Stream):
         """The files with resources, once the export is ready."""
         return list(self._walk("output"))
 
-    def _iterate(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for number, file in enumerate(self._walk("output")):
             if number < self._file:
                 continue
@@ -302,12 +301,6 @@ class BulkExport(Stream):
         for file in self._walk("deleted"):
             for bundle in self._read(file):
                 yield from _read_deletions(bundle, base=f"{self._client.base_url}/")
-
-    def __getitem__(self, index: object) -> dict[str, Any]:
-        if isinstance(index, str):
-            # Templates try this before the attribute of the name.
-            raise TypeError("an export has no items")
-        return super().__getitem__(index)
 
     def problems(self) -> list[dict[str, Any]]:
         """The ``OperationOutcome`` resources of failed parts of the export."""

@@ -27,7 +27,6 @@ __all__ = [
     "SearchPage",
     "SearchResult",
     "SearchStream",
-    "Stream",
     "iter_pages",
 ]
 
@@ -176,49 +175,6 @@ def iter_pages(
             f"the {what} returned no matches, but reported an error or a possible "
             "error",
             issues=issues,
-        )
-
-
-class Stream:
-    """
-    Resources that are read while iterating, so their number is unknown.
-
-    It is true, and ``len()`` raises: without ``__len__``, Django's ``length`` would be
-    0.  Its subclasses are not iterators: each iteration of a search sends it again, and
-    that of a bulk export resumes at its state.
-    """
-
-    _is_opening = False
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __len__(self) -> int:
-        if self._is_opening:
-            # list() and tuple() ask for a length hint before the first item.
-            self._is_opening = False
-            raise TypeError("the length of a stream is unknown")
-        self._refuse()
-
-    def __getitem__(self, index: object) -> dict[str, Any]:
-        self._refuse()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._is_opening = True
-        return self._begin()
-
-    def _begin(self) -> Iterator[dict[str, Any]]:
-        self._is_opening = False
-        yield from self._iterate()
-
-    def _iterate(self) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
-
-    def _refuse(self) -> NoReturn:
-        raise FHIRRequestError(
-            "A stream can only be iterated, and only in Python. For a "
-            "template, for len() and for slices, use search(), which loads "
-            "the complete result."
         )
 
 
@@ -451,7 +407,7 @@ class SearchResult(_Results):
         self.outcomes += page.outcomes
 
 
-class SearchStream(Stream):
+class SearchStream:
     """
     Matching resources, with one page in memory at a time.
 
@@ -478,10 +434,29 @@ class SearchStream(Stream):
         self._fetch = fetch
         self._url = url
         self._what = what or f"search of {resource_type}"
+        self._is_opening = False
         self.resource_type = resource_type
 
     def __repr__(self) -> str:
         return f"<SearchStream: {self.resource_type}>"
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        # Without it, Django's "length" would be 0.
+        if self._is_opening:
+            # list() and tuple() ask for a length hint before the first item.
+            self._is_opening = False
+            raise TypeError("the length of a stream is unknown")
+        self.refuse()
+
+    def __getitem__(self, index: object) -> dict[str, Any]:
+        self.refuse()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._is_opening = True
+        return self._iterate()
 
     def pages(self) -> Iterator[SearchPage]:
         """
@@ -517,9 +492,18 @@ class SearchStream(Stream):
         return result
 
     def _iterate(self) -> Iterator[dict[str, Any]]:
+        self._is_opening = False
         for page in self.pages():
             yield from page.new
             del page
+
+    def refuse(self) -> NoReturn:
+        """Refuse what only a complete result has."""
+        raise FHIRRequestError(
+            "A stream can only be iterated, and only in Python. For a "
+            "template, for len() and for slices, use search(), which loads "
+            "the complete result."
+        )
 
     def _fetch_page(self, url: str) -> SearchPage:
         response = self._fetch(url)

@@ -271,18 +271,6 @@ def test_pauses_grow_where_the_server_names_none():
     assert max(odd.pauses) == 60
 
 
-def test_export_in_a_template_is_never_nothing():
-    odd = Odd([line(1)])
-    assert odd.export
-    for use in (len, lambda export: export[0], lambda export: export[:5]):
-        with pytest.raises(FHIRRequestError):
-            use(odd.export)
-    # Its attributes are for templates; Django looks for an item of the name first.
-    with pytest.raises(TypeError):
-        odd.export["files"]
-    assert ids(odd.export) == ["1"]
-
-
 def test_pause_may_be_a_date_and_is_never_nothing():
     odd = Odd([line(1)])
     # The server's own clock counts, wrong as it may be.

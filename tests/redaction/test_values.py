@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
 import importlib
@@ -18,11 +17,7 @@ from django.test import RequestFactory
 
 import django_smart
 from django_smart.clients import Connection
-from django_smart.fhir.asynchronous import (
-    AsyncFHIRClient,
-    AsyncSearchStream,
-    _Async,
-)
+from django_smart.fhir.asynchronous import AsyncFHIRClient, AsyncSearchStream
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport
 from django_smart.fhir.client import FHIRClient
@@ -100,8 +95,8 @@ PUBLISHED = (
 # They show what they are made of by a method of their own, looked at below.
 OWN_REPR = {
     Batch,
+    AsyncFHIRClient,
     AsyncSearchStream,
-    _Async,
     Browser,
     BulkExport,
     Connection,
@@ -228,7 +223,7 @@ def test_what_describes_itself_tells_no_value():
         export,
         async_client,
         async_client.iterate("Patient", name=CANARY),
-        asyncio.run(async_client.patient(CANARY)),
+        client.patient(CANARY),
         client,
         client.session,
         context,
