@@ -54,6 +54,9 @@ class AsyncSearchStream:
     def __len__(self) -> int:
         self._stream.refuse()
 
+    def __getitem__(self, index: object) -> NoReturn:
+        self._stream.refuse()
+
     def __iter__(self) -> NoReturn:
         self._stream.refuse()
 
