@@ -128,6 +128,25 @@ def test_next_run_delivers_only_what_changed(
     assert any("_lastUpdated" in query for query in searches(ehr))
 
 
+@pytest.mark.parametrize("does", ["refuses", "ignores"])
+def test_server_without_last_updated_is_read_whole_and_compared(
+    ehr: EHRSimulator, grant: TokenGrant, does: str
+) -> None:
+    def respond(handler: Any, request: Any) -> Any:
+        query, asked, _ = request.query_string.partition(b"&_lastUpdated=")
+        if asked and does == "refuses":
+            return Response("{}", 400, mimetype="application/fhir+json")
+        request.query_string = query
+        return handler(request)
+
+    ehr.interceptors.append(respond)
+    sync_record(grant, MemorySink())
+    changed = change_one(ehr, status="amended")
+    sink = MemorySink()
+    assert sync_record(grant, sink).is_complete
+    assert sink.received == [changed]
+
+
 def test_nothing_is_delivered_twice(ehr: EHRSimulator, grant: TokenGrant) -> None:
     sync_record(grant, MemorySink())
     make_full_due()
