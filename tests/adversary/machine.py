@@ -402,7 +402,7 @@ class Adversary(RuleBasedStateMachine):
         self.world.let_a_night_pass()
         if browser.user is None:
             self.world.sign_in(browser, "carla")
-        own = TokenGrant.objects.offline().filter(user_id=browser.user)
+        own = TokenGrant.objects.offline().filter(user_id=browser.user or 0)
         if (grant := _pick(list(own.order_by("pk")), number)) is not None:
             self.world.open_connection(browser, grant)
 
