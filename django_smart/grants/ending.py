@@ -77,12 +77,15 @@ def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> Non
 
 def end_idlest_launches(
     launch: Launch, browser_digests: Collection[str], *, now: datetime
-) -> None:
+) -> bool:
     """
     Keep a browser to ``SMART_LAUNCHES_PER_BROWSER``, of which *launch* is the newest.
 
     Two launches that complete at the same moment do not see each other; the next one
     sees both.
+
+    Returns:
+        Whether any was ended.
     """
     others = (
         Launch.objects.of_browser(browser_digests)
@@ -94,6 +97,7 @@ def end_idlest_launches(
     if surplus := list(others[conf.SMART_LAUNCHES_PER_BROWSER - 1 :]):
         launches = Launch.objects.filter(pk__in=surplus)
         end_launches(launches, reason="too_many_open", now=now)
+    return bool(surplus)
 
 
 def disconnect_grant(grant: TokenGrant) -> None:

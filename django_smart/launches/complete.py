@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db import router
+from django.http import HttpRequest
 from django.utils import timezone
 
 from ..conf import conf
@@ -28,7 +29,6 @@ from ..fields import digest
 from ..grants.due_times import get_refresh_due_at, note_end
 from ..grants.ending import (
     end_idlest_launches,
-    end_launches,
     keep_for_revocation,
     supersede_grants,
 )
@@ -54,7 +54,7 @@ from ..servers.discovery import (
 )
 from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token, get_access_token_claims
-from .browser import Browser, forget_ended, make_secret
+from .browser import Browser, forget_ended, get_browser, make_secret
 from .failure import build_used_error, fail_launch
 from .parked import (
     UndecidedError,
@@ -65,14 +65,13 @@ from .parked import (
     may_sign_in,
     read_held,
 )
+from .request_state import get_user
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 __all__ = [
-    "Completion",
     "UserResolver",
-    "Visitor",
     "check_sign_out",
     "complete_held_launch",
     "complete_launch",
@@ -106,50 +105,13 @@ account, before changing anything.
 """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Visitor:
-    """
-    Who comes back from the EHR, and with which browser.
-
-    Attributes:
-        user: who is signed in, or ``None``.
-        browser: with the cookies of its launches.
-        resolve_user: called for a sign-in with a verified identity.
-    """
-
-    user: AbstractBaseUser | None
-    browser: Browser
-    resolve_user: UserResolver
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """
-    A completed launch, or a held one, whose ``question`` is not empty.
-
-    Attributes:
-        launch: with its grant and registration.
-        user: who must be signed in now, or ``None`` for no change.
-        owner: whom the question of a held launch is about, if that is known.
-        claims: the EHR's claims about the user, or ``None`` if there are none.
-        has_ended_earlier: whether other launches in this browser were ended.
-        has_taken_over: whether these were another user's.
-    """
-
-    launch: Launch
-    user: AbstractBaseUser | None = None
-    owner: AbstractBaseUser | None = None
-    claims: IDTokenClaims | None = None
-    has_ended_earlier: bool = False
-    has_taken_over: bool = False
-
-
 def complete_launch(
+    request: HttpRequest,
     parameters: Sequence[tuple[str, str]],
     *,
     callback_id: str,
-    visitor: Visitor,
-) -> Completion:
+    resolve_user: UserResolver,
+) -> tuple[Launch, IDTokenClaims | None]:
     """
     Complete a launch with the query of the redirect URI.
 
@@ -157,8 +119,14 @@ def complete_launch(
     are not used are revoked; from a malformed response, only the refresh token.
 
     Args:
+        request: of the user and browser that come back from the EHR.
         parameters: the query, as pairs in order.
         callback_id: of the redirect URI that was requested.
+        resolve_user: called for a sign-in with a verified identity.
+
+    Returns:
+        The launch, which is held if it has a ``question``, and the EHR's claims about
+        the user, if there are any.  Its user must be signed in now.
 
     Raises:
         AuthorizationResponseError, InactiveRegistrationError, TransportError,
@@ -167,14 +135,18 @@ def complete_launch(
             token is stored.
     """
     launch: Launch | None = None
+    browser = get_browser(request)
     try:
-        launch = _find_launch(get_state(parameters))
-        _consume(launch, visitor.browser)
+        launches = Launch.objects.with_related().with_state(get_state(parameters))
+        launch = launches.select_related("registration__server__state").first()
+        if launch is None:
+            raise StateError("No launch was started with the state of this callback.")
+        _consume(launch, browser)
         _check_callback(launch, callback_id)
         # Whoever has noted the cookie that the launch was started with opens nothing.
         secret = make_secret()
         launch.browser_digest = digest(secret)
-        completion = _complete(launch, parameters, visitor)
+        claims = _complete(request, launch, parameters, resolve_user)
     except SMARTError as exc:
         # A used state belongs to a completed launch, which must not change.
         fail_launch(None if isinstance(exc, StateUsedError) else launch, exc)
@@ -182,17 +154,15 @@ def complete_launch(
     except Exception:
         fail_launch(launch, None)
         raise
-    visitor.browser.replace(launch, secret)
-    if not completion.launch.question:
-        _log_completion(launch)
-    return completion
+    browser.replace(launch, secret)
+    return launch, claims
 
 
 def complete_held_launch(
-    launch: Launch, visitor: Visitor, *, answer: str
-) -> Completion:
+    request: HttpRequest, launch: Launch, *, resolve_user: UserResolver, answer: str
+) -> IDTokenClaims:
     """
-    Complete a held *launch* with its stored tokens.
+    Complete a held *launch* with its stored tokens; return the EHR's claims.
 
     Call it outside any transaction.
 
@@ -207,23 +177,11 @@ def complete_held_launch(
         _check_registration(launch)
         claims, launch.context = read_held(launch)
         grant = cast("TokenGrant", launch.grant)
-        completion = _store_together(launch, grant, claims, visitor, answer=answer)
+        _store_together(request, launch, grant, claims, resolve_user, answer=answer)
     except SMARTError as exc:
         refuse_held_launch(launch, exc)
         raise
-    _log_completion(launch)
-    return completion
-
-
-def _log_completion(launch: Launch) -> None:
-    logger.info("Launch %s completed", launch.pk)
-    if missing := launch.missing_scope:
-        logger.warning(
-            "Launch %s: server %s did not grant all requested scopes. Missing: %s",
-            launch.pk,
-            launch.registration.server_id,
-            missing,
-        )
+    return claims
 
 
 def refuse_held_launch(launch: Launch, error: SMARTError) -> None:
@@ -278,16 +236,6 @@ def look_at_held_launch(
     return asked
 
 
-def _find_launch(state: str) -> Launch:
-    launches = Launch.objects.with_related().with_state(state)
-    launch = launches.select_related("registration__server__state").first()
-    if launch is None:
-        raise StateError(
-            "No launch was started with the state of this callback.",
-        )
-    return launch
-
-
 def _consume(launch: Launch, browser: Browser) -> None:
     if launch.status != Launch.Status.PENDING:
         raise build_used_error(launch)
@@ -334,8 +282,11 @@ def _check_registration(launch: Launch) -> None:
 
 
 def _complete(
-    launch: Launch, parameters: Sequence[tuple[str, str]], visitor: Visitor
-) -> Completion:
+    request: HttpRequest,
+    launch: Launch,
+    parameters: Sequence[tuple[str, str]],
+    resolve_user: UserResolver,
+) -> IDTokenClaims | None:
     _check_registration(launch)
     registration = launch.registration
     configuration = get_configuration(registration.server, registration.client_id)
@@ -344,13 +295,11 @@ def _complete(
         expected_issuer=_get_expected_issuer(launch, configuration, parameters),
         issuer_promised=configuration.authorization_response_iss_parameter_supported,
     )
-    if launch.intent == Launch.Intent.CONNECT and not _is_same(
-        visitor.user, launch.user
-    ):
-        raise _build_user_error(visitor)
+    if launch.intent == Launch.Intent.CONNECT:
+        _check_user(request, launch)
     tokens = _exchange_code(launch, configuration, code=answer.code)
     try:
-        return _use_tokens(launch, tokens, visitor)
+        return _use_tokens(request, launch, tokens, resolve_user)
     except Exception:
         # Also for an error in the site's hooks, but not if the launch has its tokens,
         # or had them: a sign-out may have ended it since.
@@ -359,7 +308,12 @@ def _complete(
         raise
 
 
-def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Completion:
+def _use_tokens(
+    request: HttpRequest,
+    launch: Launch,
+    tokens: TokenResponse,
+    resolve_user: UserResolver,
+) -> IDTokenClaims | None:
     if launch.registration.server.quirks.context_in_access_token:
         tokens = _fill_in_context(tokens, registration=launch.registration)
     claims = _validate_identity(launch, tokens)
@@ -369,43 +323,49 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
         logger.warning(
             "Launch %s: part of its context is ignored: %s", launch.pk, problem
         )
-    if claims is None and not _is_same(visitor.user, launch.user):
+    if claims is None:
         # Without an identity, the launch belongs to the user who started it.
-        raise _build_user_error(visitor)
+        _check_user(request, launch)
     grant = _build_grant(launch, tokens, now=timezone.now())
     launch.context = {**launch.context, **tokens.parameters}
     try:
-        return _store_together(launch, grant, claims, visitor)
+        _store_together(request, launch, grant, claims, resolve_user)
     except UndecidedError as exc:
         if claims is None:
             raise
-        hold_launch(launch, grant, claims, question=exc.question, user=visitor.user)
-        return Completion(launch=launch, owner=exc.owner)
+        user = get_user(request)
+        hold_launch(launch, grant, claims, question=exc.question, user=user)
+    return claims
 
 
-def _build_user_error(visitor: Visitor) -> IdentityError:
-    return IdentityError(
-        "The signed-in user is not the one who started the launch.",
-        code="user_signed_out" if visitor.user is None else "user_changed",
-    )
+def _check_user(request: HttpRequest, launch: Launch) -> None:
+    user = get_user(request)
+    if not _is_same(user, launch.user):
+        raise IdentityError(
+            "The signed-in user is not the one who started the launch.",
+            code="user_signed_out" if user is None else "user_changed",
+        )
 
 
 def _store_together(
+    request: HttpRequest,
     launch: Launch,
     grant: TokenGrant,
     claims: IDTokenClaims | None,
-    visitor: Visitor,
+    resolve_user: UserResolver,
     *,
     answer: str = "",
-) -> Completion:
+) -> None:
     user, status = launch.user, launch.status
 
     def restart() -> None:
         launch.user, launch.status = user, status
 
-    completion = store_together(
+    has_too_many = store_together(
         # A copy, because an attempt that failed leaves a primary key.
-        lambda: _store(launch, copy(grant), claims, visitor, answer=answer),
+        lambda: _store(
+            request, launch, copy(grant), claims, resolve_user, answer=answer
+        ),
         restart=restart,
         # In memory, the launch has the grant of the last attempt.
         is_stored=lambda: (
@@ -415,13 +375,16 @@ def _store_together(
             .exists()
         ),
     )
-    browser = visitor.browser
-    if completion.has_ended_earlier:
-        forget_ended(browser)
-    if completion.has_taken_over:
-        browser.start_over()
-    browser.note_open(launch)
-    return completion
+    if has_too_many:
+        forget_ended(get_browser(request))
+    logger.info("Launch %s completed", launch.pk)
+    if missing := launch.missing_scope:
+        logger.warning(
+            "Launch %s: server %s did not grant all requested scopes. Missing: %s",
+            launch.pk,
+            launch.registration.server_id,
+            missing,
+        )
 
 
 def _get_stored(launch: Launch) -> LaunchQuerySet:
@@ -578,25 +541,22 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
 
 
 def _store(
+    request: HttpRequest,
     launch: Launch,
     grant: TokenGrant,
     claims: IDTokenClaims | None,
-    visitor: Visitor,
+    resolve_user: UserResolver,
     *,
     answer: str,
-) -> Completion:
-    now, user = timezone.now(), visitor.user
-    owner: AbstractBaseUser | None = launch.user
+) -> bool:
+    """Open the launch; return whether it ended others, of which there were too many."""
+    now, owner = timezone.now(), cast("AbstractBaseUser | None", launch.user)
     if claims is not None:
-        owner, known = _get_owner(launch, claims, visitor, answer=answer)
+        owner, known = _get_owner(
+            launch, claims, resolve_user, user=get_user(request), answer=answer
+        )
         launch.identity = _link_identity(launch, claims, owner, known, now=now)
         launch.fhir_user = claims.fhir_user or claims.foreign_fhir_user
-    launches = Launch.objects.of_browser(visitor.browser.digests)
-    opened = list(launches.open().order_by().values_list("user_id", flat=True))
-    others = _find_launches_of_others(launches, opened, user=user, owner=owner)
-    changes = owner is not None and not _is_same(user, owner)
-    if others is not None:
-        end_launches(others, reason="user_changed", now=now)
     grant.user, grant.identity = cast("Any", owner), launch.identity
     was_held = grant.status == TokenGrant.Status.HELD
     if not was_held:
@@ -621,48 +581,22 @@ def _store(
     # have ended the grant that was held.
     if not is_open or (was_held and not TokenGrant.objects.activate(grant)):
         raise build_used_error(launch)
-    has_too_many = len(opened) >= conf.SMART_LAUNCHES_PER_BROWSER
-    if has_too_many:
-        end_idlest_launches(launch, visitor.browser.digests, now=now)
+    digests = get_browser(request).digests
+    has_too_many = end_idlest_launches(launch, digests, now=now)
     supersede_grants(grant, now=now)
-    return Completion(
-        launch=launch,
-        user=owner if changes else None,
-        claims=claims,
-        has_ended_earlier=has_too_many or others is not None,
-        has_taken_over=others is not None,
-    )
-
-
-def _find_launches_of_others(
-    launches: LaunchQuerySet,
-    open_users: Sequence[Any],
-    *,
-    user: AbstractBaseUser | None,
-    owner: AbstractBaseUser | None,
-) -> LaunchQuerySet | None:
-    """
-    Return the launches that end because *owner* takes over the browser, if any.
-
-    *open_users* are the users of its open *launches*. They can belong to another user
-    even if no *user* is signed in, because an expired session does not end launches.
-    """
-    if user is not None and not _is_same(user, owner):
-        return launches
-    if owner is None or set(open_users) <= {None, owner.pk}:
-        return None
-    return launches.filter(user__isnull=False).exclude(user_id=owner.pk)
+    return has_too_many
 
 
 def _get_owner(
     launch: Launch,
     claims: IDTokenClaims,
-    visitor: Visitor,
+    resolve_user: UserResolver,
     *,
+    user: AbstractBaseUser | None,
     answer: str,
 ) -> tuple[AbstractBaseUser, list[Identity]]:
     """Return the owner of the launch, and the identities of the account."""
-    registration, user = launch.registration, visitor.user
+    registration = launch.registration
     known: list[Identity] = []
 
     def check(found: AbstractBaseUser | None, identities: Sequence[Identity]) -> None:
@@ -676,7 +610,7 @@ def _get_owner(
             claims.issuer, claims.subject, server=registration.server
         )
         return launch.user, list(own)
-    owner = visitor.resolve_user(claims, registration, check)
+    owner = resolve_user(claims, registration, check)
     if not owner.is_active:
         raise IdentityError(
             "The user of this identity is deactivated.", code="user_inactive"

@@ -33,8 +33,6 @@ class RequestState:
         is_frame_known: a view has called :func:`.frames.set_frame`.
         frame_server: the server that shows the response in a frame, if that is known
             and the response is for a frame.
-        taken_over_by: primary key of the user whom a launch signs in after ending other
-            users' launches in this browser.
         unneeded_cookies: names of cookies that the response deletes.
     """
 
@@ -44,7 +42,6 @@ class RequestState:
     browser: Browser | None = None
     is_frame_known: bool = False
     frame_server: FHIRServer | None = None
-    taken_over_by: Any = None
     unneeded_cookies: Collection[str] = ()
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urljoin
 from django.http import HttpRequest
 from django.utils import timezone
 
+from ..grants.ending import end_launches
 from ..models import Launch, TokenGrant
 from ..protocol.urls import get_origin
 from .browser import forget_ended, get_browser
@@ -99,16 +100,14 @@ def end_launches_of_others(
 ) -> None:
     """End what other users have open in this browser: *user* has signed in."""
     # Django lets one user's login replace another's session without a sign-out.
-    if request is None or get_request_state(request).taken_over_by == user.pk:
+    if request is None or not get_browser(request).digests:
         return
     browser = get_browser(request)
-    if not browser.digests:
-        return
-    others = Launch.objects.known_to(browser.digests).filter(user__isnull=False)
-    # One that waits for a decision may be waiting for this sign-in.
-    others = others.exclude(user=user).exclude(status=Launch.Status.HELD)
-    if others.open().exists():
-        end_at_any_stage(others, reason="user_changed")
+    # What is under way goes on: it may be waiting for this sign-in.
+    others = Launch.objects.of_browser(browser.digests).open().exclude(user=user)
+    others = others.filter(user__isnull=False)
+    if others.exists():
+        end_launches(others, reason="user_changed", now=timezone.now())
         forget_ended(browser)
         browser.start_over()
         _leave_prefix(request)

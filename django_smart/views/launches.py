@@ -59,8 +59,6 @@ from ..launches.begin import (
 )
 from ..launches.browser import forget_ended, get_browser
 from ..launches.complete import (
-    Completion,
-    Visitor,
     check_sign_out,
     complete_held_launch,
     complete_launch,
@@ -84,8 +82,9 @@ from ..launches.people import (
     get_own_name,
 )
 from ..launches.prefix import build_launch_path, get_protocol_url
-from ..launches.request_state import get_request_state, get_user
+from ..launches.request_state import get_user
 from ..models import ClientRegistration, FHIRServer, Launch
+from ..protocol.id_token import IDTokenClaims
 from ..protocol.urls import get_origin
 from ..signals import launch_completed
 from ..templatetags.scope_words import in_words
@@ -302,10 +301,6 @@ class _CompletingView(ProtocolView):
                 return backend
         return SMARTAuthenticationBackend()
 
-    def get_success_url(self, completion: Completion) -> str:
-        """Return the URL to redirect to when a launch has completed."""
-        return self.get_launch_url(completion.launch)
-
     def get_launch_url(self, launch: Launch) -> str:
         """Return the URL of a completed launch's page, under its own prefix."""
         # Input from outside is a path, and never the name of a URL.
@@ -319,30 +314,33 @@ class _CompletingView(ProtocolView):
     def _finish(
         self,
         request: HttpRequest,
-        completion: Completion,
+        launch: Launch,
+        claims: IDTokenClaims | None,
         backend: SMARTAuthenticationBackend,
     ) -> HttpResponse:
         """Sign in, if the launch is for that, and go to its page."""
-        self._fill_user(completion, backend)
-        forget_messages(request)
+        self._fill_user(launch, claims, backend)
         # Messages of the sign-in's signals are for the page the browser goes on to.
-        keep_messages_apart(request, key=completion.launch.key)
-        if completion.user is not None:
-            self._sign_in(request, completion.user, backend)
-            _say_who(request, completion)
-        self._set_frame(completion.launch)
-        if completion.launch.intent == Launch.Intent.CONNECT:
-            _say_what_is_missing(request, completion.launch)
+        keep_messages_apart(request, key=launch.key)
+        user = get_user(request)
+        if launch.user is not None and launch.user_id != (user and user.pk):
+            self._sign_in(request, launch, backend)
+            _say_who(request, launch, claims)
+        forget_messages(request)
+        get_browser(request).note_open(launch)
+        self._set_frame(launch)
+        if launch.intent == Launch.Intent.CONNECT:
+            _say_what_is_missing(request, launch)
         launch_completed.send(
             sender=Launch,
-            launch=completion.launch,
+            launch=launch,
             request=request,
-            missing_scope=completion.launch.missing_scope,
+            missing_scope=launch.missing_scope,
         )
-        response = HttpResponseRedirect(self.get_success_url(completion))
+        response = HttpResponseRedirect(self.get_launch_url(launch))
         if _runs_code_of_site(backend):
             try:
-                check_sign_out(completion.launch)
+                check_sign_out(launch)
             except StateError:
                 # No earlier check is needed: the browser has nothing of this session.
                 logout(request)
@@ -364,9 +362,12 @@ class _CompletingView(ProtocolView):
         set_frame(self.request, server if launch.is_framed else None)
 
     @staticmethod
-    def _fill_user(completion: Completion, backend: SMARTAuthenticationBackend) -> None:
+    def _fill_user(
+        launch: Launch,
+        claims: IDTokenClaims | None,
+        backend: SMARTAuthenticationBackend,
+    ) -> None:
         """Let the site fill in who signs in; whoever connects has an account."""
-        launch, claims = completion.launch, completion.claims
         if (
             claims is None
             or launch.user is None
@@ -381,18 +382,14 @@ class _CompletingView(ProtocolView):
 
     @staticmethod
     def _sign_in(
-        request: HttpRequest,
-        user: AbstractBaseUser,
-        backend: SMARTAuthenticationBackend,
+        request: HttpRequest, launch: Launch, backend: SMARTAuthenticationBackend
     ) -> None:
-        # The completion has ended what others had open in this browser.
-        get_request_state(request).taken_over_by = user.pk
-        path = _find_path(type(backend))
-        replaced = get_user(request)
-        if replaced is not None and replaced.pk != user.pk:
+        # Its receiver ends what others had open in this browser.
+        get_browser(request).set_aside(launch)
+        if get_user(request) is not None:
             # The session may be the new user's, who impersonates the other in it.
             request.session.flush()
-        login(request, user, backend=path)  # type: ignore[arg-type]  # any user class
+        login(request, launch.user, backend=_find_path(type(backend)))
         request.session["oidc_id_token_expiration"] = _NEVER
 
 
@@ -408,25 +405,18 @@ def _runs_code_of_site(backend: SMARTAuthenticationBackend) -> bool:
     )
 
 
-def _get_visitor(request: HttpRequest, backend: SMARTAuthenticationBackend) -> Visitor:
-    return Visitor(
-        user=get_user(request),
-        browser=get_browser(request),
-        resolve_user=backend.resolve_user,
-    )
-
-
-def _say_who(request: HttpRequest, completion: Completion) -> None:
+def _say_who(
+    request: HttpRequest, launch: Launch, claims: IDTokenClaims | None
+) -> None:
     """Let the page that follows say whom the launch has signed in."""
-    user = completion.user
-    name = get_display_name(user, completion.claims) or get_own_name(user)
+    name = get_display_name(launch.user, claims) or get_own_name(launch.user)
     # A link can sign in with an account of whoever sent it, who chooses the name there.
     text = (
         gettext("You are now signed in as %(name)s, with an account at %(server)s.")
         if name
         else gettext("You are now signed in with an account at %(server)s.")
     )
-    server = completion.launch.registration.server.name
+    server = launch.registration.server.name
     messages.info(request, text % {"name": name, "server": server}, fail_silently=True)
 
 
@@ -468,7 +458,8 @@ class CallbackView(_CompletingView):
         """Complete the launch, sign in if it is for that, and go to its page."""
         backend = self.get_backend()
         try:
-            completion = complete_launch(
+            launch, claims = complete_launch(
+                request,
                 [
                     (name, value)
                     for name, values in request.GET.lists()
@@ -476,19 +467,16 @@ class CallbackView(_CompletingView):
                 ],
                 # From the route: proxies change paths and hosts.
                 callback_id=callback_id or self.callback_id,
-                visitor=_get_visitor(request, backend),
+                resolve_user=backend.resolve_user,
             )
         except SMARTError:
             self._note_launch(request)
             raise
-        if completion.launch.question:
-            return self._ask(request, completion)
-        try:
-            return self._finish(request, completion, backend)
-        except SMARTError:
-            # Raised by the site, in a receiver or a hook of this view.
-            self.launch = completion.launch
-            raise
+        self.launch = launch
+        if launch.question:
+            self._set_frame(launch)
+            return harden(HttpResponseRedirect(_build_decide_url(launch)))
+        return self._finish(request, launch, claims, backend)
 
     # Hooks for subclasses
 
@@ -524,20 +512,6 @@ class CallbackView(_CompletingView):
         }
 
     # Not meant to be overridden
-
-    def _ask(self, request: HttpRequest, completion: Completion) -> HttpResponse:
-        """Go where the launch's question is answered."""
-        launch = completion.launch
-        self._set_frame(launch)
-        url = _build_decide_url(launch)
-        if (
-            launch.question == Launch.Question.SIGN_IN
-            and get_user(request) is None
-            and not signs_in_through_ehr(request)
-            and not find_ehr_sign_in(completion.owner)
-        ):
-            url = build_sign_in_url(request, url)
-        return harden(HttpResponseRedirect(url))
 
     def _note_launch(self, request: HttpRequest) -> None:
         """Let the error page name the launch, if it is this browser's."""
@@ -608,7 +582,11 @@ class DecideView(_CompletingView):
         if _is_owner(get_user(request), asked):
             return self._complete(request, launch)
         if choice == "no" and asked.question == Launch.Question.SIGN_IN:
-            return self._make_room(request, launch, asked.owner)
+            # Keep the launch for the one to sign in; the receiver of the sign-out ends
+            # what the other had open.
+            get_browser(request).set_aside(launch)
+            logout(request)
+            return harden(HttpResponseRedirect(_build_decide_url(launch)))
         if choice == "no":
             return self._complete(request, launch, answer=asked.question)
         url = _build_decide_url(launch)
@@ -707,27 +685,14 @@ class DecideView(_CompletingView):
     ) -> HttpResponse:
         backend = self.get_backend()
         try:
-            completion = complete_held_launch(
-                launch, _get_visitor(request, backend), answer=answer
+            claims = complete_held_launch(
+                request, launch, resolve_user=backend.resolve_user, answer=answer
             )
         except (UndecidedError, StateUsedError):
             # Something else is to be asked than was answered, or a second click: the
             # page leads to what the first has opened.
             return harden(HttpResponseRedirect(_build_decide_url(launch)))
-        return self._finish(request, completion, backend)
-
-    @staticmethod
-    def _make_room(
-        request: HttpRequest, launch: Launch, owner: AbstractBaseUser | None
-    ) -> HttpResponse:
-        """Sign the other user out, and keep the launch for the one to sign in."""
-        get_browser(request).set_aside(launch)
-        # Its receiver ends what the other had open.
-        logout(request)
-        url = _build_decide_url(launch)
-        if not find_ehr_sign_in(owner):
-            url = build_sign_in_url(request, url)
-        return harden(HttpResponseRedirect(url))
+        return self._finish(request, launch, claims, backend)
 
     def _end(self, launch: Launch, error: SMARTError) -> NoReturn:
         refuse_held_launch(launch, error)

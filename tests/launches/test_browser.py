@@ -217,7 +217,7 @@ def test_launch_that_is_declined_takes_its_cookie_along(ehr):
     connect_as_maria(ehr)
     browser = make_browser()
     response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
-    page = response["Location"].partition("next=")[2]
+    page = response["Location"]
     assert len(get_launch_cookies(browser)) == 1
     assert browser.post(page, {"choice": "cancel"}).status_code == 403
     assert get_launch_cookies(browser) == {}

@@ -232,15 +232,17 @@ def test_sign_in_that_a_launch_asks_for_can_be_done_in_the_frame(ehr, server, se
     chart.browser.post("/smart/logout/", headers=IN_FRAME)
     started = begin(chart.browser, ehr)
     asked = get_callback(chart.browser, ehr.authorize(started["Location"]))
-    assert asked["Location"].startswith("/admin/login/?next=/smart/decide/")
-    form = chart.browser.get(asked["Location"], headers=IN_FRAME)
+    question = chart.browser.get(asked["Location"], headers=IN_FRAME)
+    sign_in = question.context["sign_in_url"]
+    assert sign_in.startswith("/admin/login/?next=/smart/decide/")
+    form = chart.browser.get(sign_in, headers=IN_FRAME)
     assert form["Content-Security-Policy"] == ANCESTORS
     # Also after a wrong password, and when the session of an open chart ran out.
     values = {"username": staff.username, "password": "wrong"}
-    form = chart.browser.post(asked["Location"], values, headers=IN_FRAME)
+    form = chart.browser.post(sign_in, values, headers=IN_FRAME)
     assert form["Content-Security-Policy"] == ANCESTORS
     values["password"] = "secret"
-    signed_in = chart.browser.post(asked["Location"], values, headers=IN_FRAME)
+    signed_in = chart.browser.post(sign_in, values, headers=IN_FRAME)
     opened = get_launch(follow(chart.browser, signed_in))
     del chart.browser.cookies["sessionid"]
     page = f"/~{opened.key}/links/"

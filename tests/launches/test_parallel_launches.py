@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import requests
-from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
 from django.core.handlers.wsgi import WSGIHandler
 from django.utils import timezone
@@ -163,10 +162,11 @@ def test_launches_that_sign_in_over_another_user_both_complete(ehr, finished):
     make_registration(user_switch="switch")
     browser = make_browser()
     before = launch(browser, ehr)
-    browser.force_login(get_user_model().objects.create_user("sam"))
+    second = [name for name in ehr.users if name.startswith("Practitioner/")][1]
     patients = list(ehr.data["Patient"])[:2]
     urls = [
-        ehr.authorize(start_ehr_launch(browser, ehr, patient=each)) for each in patients
+        ehr.authorize(start_ehr_launch(browser, ehr, patient=each, user=second))
+        for each in patients
     ]
     tabs = [browser, browser]
     if finished == "at one moment":

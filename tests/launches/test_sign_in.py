@@ -729,9 +729,7 @@ def test_parked_launch_that_was_stored_goes_on_after_a_late_error(
     Identity.objects.update(last_seen_at=None)
     late_error.clear()
     _sign_in(browser)
-    opened = get_launch(
-        browser.get(parse_qs(urlsplit(response["Location"]).query)["next"][0])
-    )
+    opened = get_launch(browser.get(response["Location"]))
     assert len(late_error) == 1
     assert (opened.status, opened.user) == ("open", owner)
     assert open_page(browser, opened) == 200

@@ -49,7 +49,7 @@ AllowList.batch AllowList.record AllowList.methods AllowList.operations
 AllowList.parameters AllowList.resource_types Record.is_for_script Record.types
 RecordGuard.fetch RecordGuard.record RecordGuard.rules
 RecordRules.always RecordRules.may_write_unread
-PrivateKeyJWT.with_client_id Visitor.resolve_user
+PrivateKeyJWT.with_client_id
 audience
 AppState.code AppState.id ExportedFile.count Quantity.unit active algorithm
 associated_endpoints
@@ -57,7 +57,7 @@ authorization_endpoint authorization_response_iss_parameter_supported base_url
 canonical_url capabilities changes client_id client_secret_expires_at
 code_challenge_methods_supported connect context_changed duration end_session_endpoint
 endpoint error etag expires_at fhir_versions form_encode
-generated grant_types_supported has_ended_earlier has_taken_over host
+generated grant_types_supported host
 id_token_signing_alg_values_supported insecure_hosts interaction
 introspection_endpoint_auth_methods_supported
 introspection_endpoint is_deleted issuer jwks_uri jwks_url kid kind label

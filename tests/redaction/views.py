@@ -91,9 +91,9 @@ def fail_with_remark(request: HttpRequest) -> HttpResponse:
 class FailingCallback(CallbackView):
     """A callback at an address of the site's own, with a hook that fails."""
 
-    def get_success_url(self, completion: Any) -> str:
+    def get_launch_url(self, launch: Any) -> str:
         """As a site's mistake would."""
-        url: str = completion.no_such_attribute
+        url: str = launch.no_such_attribute
         return url
 
 
