@@ -203,10 +203,13 @@ def _fetch(grant: TokenGrant) -> bool:
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
     )
     # No refresh token is expected; one that is sent is not kept (BACK-06).
-    grant.set_tokens(access_token=tokens.access_token, refresh_token="")
+    grant.receive(
+        access_token=tokens.access_token,
+        refresh_token="",
+        expires_at=tokens.expires_at,
+        now=now,
+    )
     grant.scope = grant.scope_granted = str(tokens.scopes)
-    grant.received_at = now
-    grant.expires_at = tokens.expires_at
     with waiting_for_locks():
         is_stored = TokenGrant.objects.store_refreshed(
             grant, used_digest="", changed=("scope", "scope_granted")

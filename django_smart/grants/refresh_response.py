@@ -354,24 +354,19 @@ def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> list[str
         is_new=tokens.refresh_token not in {None, grant.refresh_token},
         now=now,
     )
-    grant.set_tokens(
+    grant.receive(
         access_token=tokens.access_token,
         # If the server does not rotate, the old one remains valid (REF-07).
         refresh_token=tokens.refresh_token or grant.refresh_token,
+        expires_at=tokens.expires_at,
+        now=now,
     )
     if not tokens.context_changed:
         # Context sent after the launch applies from then on.
         grant.patient_id = tokens.context.patient or ""
         grant.encounter_id = tokens.context.encounter or ""
     grant.scope = str(tokens.scopes)
-    grant.received_at = now
-    grant.expires_at = tokens.expires_at
     grant.refresh_due_at = get_refresh_due_at(grant) if grant.is_offline else None
-    grant.refresh_failures = 0
-    grant.was_restored = False
-    grant.last_error = ""
-    grant.lease_owner = ""
-    grant.lease_expires_at = None
     changed = [each for each, value in before.items() if getattr(grant, each) != value]
     if "ends_at" in changed:
         # A new end was not announced, whatever was announced of the old one meanwhile.

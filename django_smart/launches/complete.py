@@ -558,6 +558,7 @@ def _store(
         launch.identity = _link_identity(launch, claims, owner, known, now=now)
         launch.fhir_user = claims.fhir_user or claims.foreign_fhir_user
     grant.user, grant.identity = cast("Any", owner), launch.identity
+    held = TokenGrant.objects.filter(pk=grant.pk, status=TokenGrant.Status.HELD)
     was_held = grant.status == TokenGrant.Status.HELD
     if not was_held:
         grant.save()
@@ -579,7 +580,9 @@ def _store(
     )
     # Its browser signed out, or it expired, while the tokens were fetched; or staff
     # have ended the grant that was held.
-    if not is_open or (was_held and not TokenGrant.objects.activate(grant)):
+    grant.status = TokenGrant.Status.ACTIVE
+    owned = {"status": grant.status, "user": owner, "identity": grant.identity}
+    if not is_open or (was_held and not held.update(**owned)):
         raise build_used_error(launch)
     digests = get_browser(request).digests
     has_too_many = end_idlest_launches(launch, digests, now=now)

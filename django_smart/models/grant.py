@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Self
 
@@ -14,7 +14,6 @@ from django.db.models import (
     Case,
     Exists,
     F,
-    Func,
     OuterRef,
     Q,
     When,
@@ -27,7 +26,6 @@ from ..exceptions import ContextChangedError, SMARTError
 from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import LaunchScope, ScopeSet, parse_stored_scopes
 from .clock import DatabaseClock, DatabaseNow
-from .compare_and_set import compare_and_set
 from .identity import Identity
 from .registration import ClientRegistration
 
@@ -41,20 +39,6 @@ __all__ = [
 
 LOST_TOKENS_KEPT = timedelta(days=1)
 """For how long an operator can restore a grant that the EHR has refused."""
-
-
-class _SortedBySQLite(Func):
-    """
-    A column to order by, for which SQLite reads no index.
-
-    To save sorting a hundred due grants, it would read a million in their order.
-    """
-
-    template = "%(expressions)s"
-
-    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """Prefix the plus that SQLite documents for this."""
-        return self.as_sql(compiler, connection, template="+%(expressions)s", **context)
 
 
 def can_be_deactivated() -> bool:
@@ -159,7 +143,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
                 registration=registration,
                 refresh_due_at__lte=DatabaseNow(),
             )
-            .order_by(_SortedBySQLite("expires_at"), "pk")
+            .order_by("expires_at", "pk")
             .values_list("refresh_failures", "expires_at", "pk")[:limit]
         )
 
@@ -223,9 +207,8 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         rows = self.filter(pk__in=pks, lease_owner=owner)
         return rows.update(**changes, **_NO_LEASE)
 
-    @staticmethod
     def store_refreshed(
-        grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
+        self, grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
     ) -> bool:
         """
         Store the tokens of *grant*, if *used_digest* is still the stored one.
@@ -236,11 +219,11 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Args:
             changed: names of further fields to store, which a refresh seldom changes.
         """
-        return _set_if_unchanged(grant, _get_refreshed(grant, changed), used_digest)
+        names = (*_REFRESHED, *changed)
+        return self.active()._store(grant, names, used_digest=used_digest)
 
-    @staticmethod
     def revive(
-        grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
+        self, grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
     ) -> bool:
         """
         Store the tokens of *grant*, which was lost while they were on their way.
@@ -251,26 +234,23 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Args:
             changed: as for :meth:`store_refreshed`.
         """
-        if not TokenGrant.objects.filter(pk=grant.pk).not_replaced().exists():
+        if not self.filter(pk=grant.pk).not_replaced().exists():
             return False
-        return compare_and_set(
-            grant,
-            _get_refreshed(grant, changed)
-            | {
-                "status": TokenGrant.Status.ACTIVE,
-                "ended_at": None,
-                "was_restored": True,
-            },
-            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
-            refresh_token_digest=used_digest,
-        )
+        grant.was_restored, grant.ended_at = True, None
+        names = (*_REFRESHED, "status", "ended_at", *changed)
+        lost = self.filter(status=TokenGrant.Status.NEEDS_REAUTHORIZATION)
+        return lost._store(grant, names, used_digest=used_digest)
 
-    @staticmethod
-    def store_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
+    def store_rotated(self, grant: TokenGrant, *, used_digest: str) -> bool:
         """Store only the refresh token, by the same compare-and-set."""
         names = ("refresh_token", "refresh_token_digest")
-        changes = {name: getattr(grant, name) for name in names}
-        return _set_if_unchanged(grant, changes, used_digest)
+        return self.active()._store(grant, names, used_digest=used_digest)
+
+    def _store(
+        self, grant: TokenGrant, names: Collection[str], *, used_digest: str
+    ) -> bool:
+        rows = self.filter(pk=grant.pk, refresh_token_digest=used_digest)
+        return rows.update(**{name: getattr(grant, name) for name in names}) == 1
 
     def wake(
         self,
@@ -380,17 +360,6 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             refresh_due_at=Case(When(is_offline=True, then=DatabaseNow())),
         )
 
-    @staticmethod
-    def activate(grant: TokenGrant) -> bool:
-        """Give *grant*, which was held, to its user and identity, if it is still so."""
-        grant.status = TokenGrant.Status.ACTIVE
-        names = ("status", "user_id", "identity_id")
-        return compare_and_set(
-            grant,
-            {name: getattr(grant, name) for name in names},
-            status=TokenGrant.Status.HELD,
-        )
-
     def end_pending_revocation(self, *, now: datetime) -> int:
         """
         End grants immediately; their tokens stay until they are revoked at the EHR.
@@ -449,24 +418,6 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.update(is_revocation_pending=False, **_NO_TOKENS)
 
 
-def _get_refreshed(grant: TokenGrant, changed: Collection[str]) -> dict[str, object]:
-    """What a refresh stores."""
-    values = {name: getattr(grant, name) for name in (*_REFRESHED, *changed)}
-    values |= {"refresh_failures": 0, "was_restored": False, "last_error": ""}
-    return values | _NO_LEASE
-
-
-def _set_if_unchanged(
-    grant: TokenGrant, changes: Mapping[str, object], used_digest: str
-) -> bool:
-    return compare_and_set(
-        grant,
-        changes,
-        status=TokenGrant.Status.ACTIVE,
-        refresh_token_digest=used_digest,
-    )
-
-
 def _is_free() -> Q:
     return Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=DatabaseNow())
 
@@ -485,7 +436,8 @@ def _is_same_connection() -> Q:
 # What each refresh stores.
 _REFRESHED = (
     *("access_token", "refresh_token", "refresh_token_digest"),
-    *("received_at", "expires_at", "refresh_due_at"),
+    *("received_at", "expires_at", "refresh_due_at", "refresh_failures"),
+    *("was_restored", "last_error", "lease_owner", "lease_expires_at"),
 )
 
 # Refresh this long before expiry, or a tenth of the token's lifetime if that is less.
@@ -866,6 +818,21 @@ class TokenGrant(models.Model):
         self.access_token = access_token
         self.refresh_token = refresh_token
         self.refresh_token_digest = digest(refresh_token) if refresh_token else ""
+
+    def receive(
+        self,
+        *,
+        access_token: str,
+        refresh_token: str,
+        expires_at: datetime,
+        now: datetime,
+    ) -> None:
+        """Set what a successful refresh brings, as the holder of the lease."""
+        self.set_tokens(access_token=access_token, refresh_token=refresh_token)
+        self.received_at, self.expires_at = now, expires_at
+        self.refresh_failures, self.last_error = 0, ""
+        self.was_restored = False
+        self.lease_owner, self.lease_expires_at = "", None
 
     def is_same_connection_as(self, other: TokenGrant) -> bool:
         """

@@ -15,7 +15,12 @@ from django_smart.models import ClientRegistration, TokenGrant
 from tests.grants.working import tick
 
 # MariaDB commits with ANALYZE TABLE, so what is filled in has to be taken out again.
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(
+        connection.vendor == "sqlite", reason="SQLite is not for so many grants"
+    ),
+]
 
 _DUE = 100
 _POSTGRESQL = pytest.mark.skipif(
@@ -45,10 +50,6 @@ def _fill(registration: ClientRegistration, number: int, *, are_due: bool) -> No
     numbers = {
         "postgresql": "SELECT generate_series(1, {0})",
         "mysql": "SELECT seq FROM seq_1_to_{0}",
-        "sqlite": (
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
-            "WHERE i < {0}) SELECT i FROM n"
-        ),
     }[connection.vendor].format(number // 1000 - 1)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -62,7 +63,6 @@ def _fill(registration: ClientRegistration, number: int, *, are_due: bool) -> No
             {
                 "postgresql": f"ANALYZE {table}",
                 "mysql": f"ANALYZE TABLE {table}",
-                "sqlite": "ANALYZE",
             }[connection.vendor]
         )
     assert TokenGrant.objects.count() == number
@@ -86,7 +86,6 @@ def _explain(sql: str) -> Any:
     explain = {
         "postgresql": "EXPLAIN (ANALYZE, FORMAT JSON) ",
         "mysql": "ANALYZE FORMAT=JSON ",
-        "sqlite": "EXPLAIN QUERY PLAN ",
     }[connection.vendor]
     with connection.cursor() as cursor:
         cursor.execute(explain + sql)
@@ -110,16 +109,6 @@ def _check_plan(sql: str) -> None:
             assert step["Node Type"] != "Seq Scan", text
             read = step["Actual Rows"] + step.get("Rows Removed by Filter", 0)
             assert read <= 3 * _DUE, text
-    elif connection.vendor == "sqlite":
-        # Inside a subquery, Django names the table U0.
-        steps = [
-            step
-            for *_, step in plan
-            if step.split()[1] in {grant_table, "U0"} and step.split()[0] != "USE"
-        ]
-        assert steps, text
-        for step in steps:
-            assert "django_smart_grant_due" in step or "PRIMARY KEY" in step, text
     else:
         for part in text.split('"table_name": "')[1:]:
             if part.startswith((f'{grant_table}"', 'U0"')):
