@@ -22,7 +22,6 @@ _TO_DO: dict[str, tuple[int, int, int, int]] = {
     "explanation/ten-tasks": (5, 0, 1, 0),
     "explanation/where-the-time-goes": (5, 0, 0, 0),
     "faq": (0, 1, 0, 0),
-    "how-to/add-to-a-site": (0, 1, 0, 0),
     "how-to/deploy-behind-a-proxy": (0, 2, 0, 0),
     "how-to/migrate": (0, 4, 0, 0),
     "how-to/odd-servers": (0, 0, 3, 0),
