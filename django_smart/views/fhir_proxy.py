@@ -99,11 +99,6 @@ _SOURCE = "_of"
 # All that is passed on of an answer: nothing of the connection, no cookie and no
 # challenge, which a browser would answer with a dialogue.
 _RESPONSE_HEADERS = ("ETag", "Last-Modified", "Location", "Content-Location")
-# What a browser asks for (Sec-Fetch-Dest) to read, show or store it; all else, such as
-# "script", "style" and "serviceworker", would run it.
-_PASSIVE_DESTINATIONS = frozenset(
-    {"audio", "document", "empty", "frame", "iframe", "image", "video"}
-)
 # The types that a Binary keeps: none can hold a script.
 _HARMLESS_TYPES = frozenset(
     {
@@ -211,14 +206,6 @@ class FHIRProxyView(View):
         if method not in self.methods:
             text = str(build_unlisted_error("methods", method))
             raise _RefusedError(405, "not-supported", text)
-        # Content of the EHR must not run as a script of this site.
-        destination = request.headers.get("Sec-Fetch-Dest", "empty")
-        if destination not in _PASSIVE_DESTINATIONS:
-            raise _RefusedError(
-                403,
-                "security",
-                "Use fetch(): no script or style sheet loads from here.",
-            )
         smart = _get_launch(request)
         if method not in _READS:
             _check_csrf(request)
