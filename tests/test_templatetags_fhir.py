@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from django.template import engines
 from django.utils import timezone, translation
-from fhir.resources.R4B.patient import Patient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -448,15 +447,6 @@ def test_everything_is_escaped():
     assert render("codeable_concept", value) == "&lt;script&gt;"
     assert render("human_name", [value]) == "&lt;script&gt;"
     assert render("quantity", value) == "1 &lt;b&gt;"
-
-
-def test_objects_of_fhir_resources_are_as_good_as_dicts():
-    patient = Patient.model_validate(
-        {"resourceType": "Patient", "name": NAMES, "birthDate": "1957-08"}
-    )
-    assert fhir.human_name(patient) == "Ada M. Byron"
-    assert fhir.human_name(patient.name) == "Ada M. Byron"
-    assert fhir.fhir_date(patient.birthDate) == "August 1957"
 
 
 @settings(max_examples=300)

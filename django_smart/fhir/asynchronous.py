@@ -18,7 +18,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 from django_smart.fhir.batch import Batch, BatchAnswer
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import CANCELED
-from django_smart.fhir.paging import SearchPage, SearchStream
+from django_smart.fhir.paging import SearchPage, SearchStream, refuse_stream
 from django_smart.fhir.parameters import SearchParams
 
 __all__ = ["AsyncFHIRClient", "AsyncSearchStream"]
@@ -52,13 +52,13 @@ class AsyncSearchStream:
         return True
 
     def __len__(self) -> int:
-        self._stream.refuse()
+        refuse_stream()
 
     def __getitem__(self, index: object) -> NoReturn:
-        self._stream.refuse()
+        refuse_stream()
 
     def __iter__(self) -> NoReturn:
-        self._stream.refuse()
+        refuse_stream()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         async for page in self.pages():

@@ -28,6 +28,7 @@ __all__ = [
     "SearchResult",
     "SearchStream",
     "iter_pages",
+    "refuse_stream",
 ]
 
 _P = TypeVar("_P", bound="Page")
@@ -407,6 +408,14 @@ class SearchResult(_Results):
         self.outcomes += page.outcomes
 
 
+def refuse_stream() -> NoReturn:
+    """Refuse what only a complete result has."""
+    raise FHIRRequestError(
+        "A stream can only be iterated, and only in Python. For a template, for len() "
+        "and for slices, use search(), which loads the complete result."
+    )
+
+
 class SearchStream:
     """
     Matching resources, with one page in memory at a time.
@@ -449,10 +458,10 @@ class SearchStream:
             # list() and tuple() ask for a length hint before the first item.
             self._is_opening = False
             raise TypeError("the length of a stream is unknown")
-        self.refuse()
+        refuse_stream()
 
     def __getitem__(self, index: object) -> dict[str, Any]:
-        self.refuse()
+        refuse_stream()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._is_opening = True
@@ -496,14 +505,6 @@ class SearchStream:
         for page in self.pages():
             yield from page.new
             del page
-
-    def refuse(self) -> NoReturn:
-        """Refuse what only a complete result has."""
-        raise FHIRRequestError(
-            "A stream can only be iterated, and only in Python. For a "
-            "template, for len() and for slices, use search(), which loads "
-            "the complete result."
-        )
 
     def _fetch_page(self, url: str) -> SearchPage:
         response = self._fetch(url)

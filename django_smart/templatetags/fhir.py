@@ -32,7 +32,6 @@ __all__ = [
     "quantity",
     "read_death",
     "register",
-    "to_json",
 ]
 
 register = template.Library()
@@ -73,7 +72,6 @@ def codeable_concept(value: object) -> str:
 
     Spec: FHIR R4, "CodeableConcept".
     """
-    value = to_json(value)
     if isinstance(value, list):
         return ", ".join(filter(None, map(_tell_concept, value)))
     return _tell_concept(value)
@@ -107,7 +105,6 @@ def quantity(value: object) -> str:
 
     Spec: FHIR R4, "Quantity".
     """
-    value = to_json(value)
     if not isinstance(value, Mapping):
         return ""
     text = _tell_number(value.get("value")) or read_text(value.get("value"))
@@ -197,7 +194,6 @@ def period(value: object) -> str:
 
     Spec: FHIR R4, "Period".
     """
-    value = to_json(value)
     if not isinstance(value, Mapping):
         return ""
     start, end = parse_date(value.get("start")), parse_date(value.get("end"))
@@ -292,7 +288,6 @@ def fhir_value(value: object) -> str:
         value: an ``Observation``, a component or anything else with a ``value[x]``, or
             the value itself.
     """
-    value = to_json(value)
     if not isinstance(value, Mapping):
         return _tell_value("", value)
     texts = list(filter(None, [_find_value(value) or _tell_absence(value)]))
@@ -320,7 +315,6 @@ def fhir_status(value: object) -> str:
     Args:
         value: any resource, or a part of one.
     """
-    value = to_json(value)
     return ", ".join(_iter_statuses(value)) if isinstance(value, Mapping) else ""
 
 
@@ -437,7 +431,6 @@ def age(value: object) -> str:
     Args:
         value: a ``Patient``, whose age stops at death, or a date of birth.
     """
-    value = to_json(value)
     died: bool | PartialDate = False
     if isinstance(value, Mapping):
         died = read_death(value)
@@ -545,7 +538,6 @@ def _rank(value: object, name: str) -> list[Mapping[str, Any]]:
 
 
 def _list(value: object, name: str) -> list[Any]:
-    value = to_json(value)
     held = value.get(name, value) if isinstance(value, Mapping) else value
     return held if isinstance(held, list) else [held]
 
@@ -573,25 +565,3 @@ _TELLERS: dict[str, Callable[[Any], str]] = {
     "Ratio": _tell_ratio,
     "Reference": lambda value: read_text(value.get("display")),
 }
-
-
-def to_json(value: object) -> object:
-    """Convert an object of a library such as ``fhir.resources`` back to JSON."""
-    if isinstance(value, list):
-        return [to_json(item) for item in value]
-    dump = getattr(value, "model_dump", None)
-    if not callable(dump):
-        return value
-    return _keep_digits(dump(mode="json", by_alias=True), value)
-
-
-def _keep_digits(dumped: Any, model: object) -> object:
-    """Restore the decimals of *model*, which ``fhir.resources`` dumps as floats."""
-    if isinstance(dumped, dict):
-        return {
-            name: _keep_digits(item, getattr(model, name, None))
-            for name, item in dumped.items()
-        }
-    if isinstance(dumped, list) and isinstance(model, list):
-        return [_keep_digits(*pair) for pair in zip(dumped, model, strict=True)]
-    return model if isinstance(model, Decimal) else dumped

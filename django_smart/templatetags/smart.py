@@ -18,7 +18,7 @@ from ..fhir.dates import parse_date
 from ..fhir.names import get_name, iter_mappings, read_text
 from ..launches.prefix import get_protocol_url
 from ..protocol.style import SMARTStyle
-from .fhir import format_age, read_death, to_json
+from .fhir import format_age, read_death
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -87,9 +87,8 @@ def patient_banner(context: Context, patient: Any, heading: int = 2) -> dict[str
     """
     if heading not in range(1, 7):
         raise template.TemplateSyntaxError("a heading is of level 1 to 6")
-    resource = to_json(patient)
     facts = build_patient_facts(
-        resource if isinstance(resource, Mapping) else {}, today=timezone.localdate()
+        patient if isinstance(patient, Mapping) else {}, today=timezone.localdate()
     )
     needed = _read(context.get("request"), "need_patient_banner")
     return {
