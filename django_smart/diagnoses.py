@@ -92,6 +92,8 @@ class Diagnosis:
     Attributes:
         code: never changes; that of a system check is its id.
         section: of the page "Every code".
+        requirement: that a server did not meet, by its number in the conformance
+            matrix; empty for everything else.
         turn: who can do something about it.
         what: what happened, in general.
         why: why it matters; empty if that is plain.
@@ -102,6 +104,7 @@ class Diagnosis:
 
     code: str
     section: str
+    requirement: str
     severity: Severity
     turn: Turn
     what: str
@@ -352,6 +355,7 @@ def _read_table() -> Iterator[Diagnosis]:
         yield Diagnosis(
             code=row["code"],
             section=row["section"],
+            requirement=row["requirement"],
             severity=Severity(row["severity"]),
             turn=Turn(row["turn"]),
             what=row["what"],

@@ -538,7 +538,7 @@ def test_server_page_tells_which_endpoints_were_entered_by_hand(admin_client, ro
         ),
         (
             {"token_endpoint": "https://ehr.example.org/token"},
-            "<dt>required but missing</dt><dd>capabilities",
+            "codes.html#discovery_member_missing",
         ),
     ],
 )

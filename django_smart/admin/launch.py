@@ -17,6 +17,7 @@ from ..error_pages.words import ENDINGS, TURNS, find_stored, get_title
 from ..launches.parked import end_at_any_stage
 from ..models import Launch, TokenGrant
 from .base import EMPTY, AuthorizationAdmin, as_code
+from .report import LaunchReportMixin
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -27,7 +28,7 @@ _OVER = (Launch.Status.FAILED, Launch.Status.ENDED)
 
 
 @admin.register(Launch)
-class LaunchAdmin(AuthorizationAdmin):
+class LaunchAdmin(LaunchReportMixin, AuthorizationAdmin):
     """What became of each launch.  No page holds its context, key or secrets."""
 
     list_display = (
@@ -58,6 +59,7 @@ class LaunchAdmin(AuthorizationAdmin):
                     ("kind", "intent"),
                     ("status", "question"),
                     "explained_outcome",
+                    "found_deviations",
                     ("account", "identity"),
                     "grant",
                 )

@@ -47,6 +47,7 @@ from .base import (
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
 from .quirk_fields import get_quirk_label
+from .report import REPORT_FIELDSET, ServerReportMixin
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -131,7 +132,7 @@ class _RegistrationInline(TabularInline):
 
 
 @admin.register(FHIRServer)
-class FHIRServerAdmin(TestConnectionMixin):
+class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
     """Where launches come from: its address, what it offers, and how it is odd."""
 
     form = FHIRServerForm
@@ -160,6 +161,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         "moved_values",
         "quirk_values",
         "health",
+        "report",
         "request_headers_state",
         "created_at",
         "updated_at",
@@ -171,6 +173,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         ),
         (_OFFER, {"fields": ("configuration", "moved_values")}),
         (_("Grants"), {"fields": ("health",)}),
+        REPORT_FIELDSET,
         (
             _("Endpoint overrides"),
             {
@@ -245,7 +248,8 @@ class FHIRServerAdmin(TestConnectionMixin):
         """Of a new server nothing is known that could be shown."""
         fieldsets = list(super().get_fieldsets(request, obj))
         if obj is None:
-            return [each for each in fieldsets[:-1] if each[0] != _OFFER]
+            unknown = (_OFFER, REPORT_FIELDSET[0])
+            return [each for each in fieldsets[:-1] if each[0] not in unknown]
         may_change = self.has_change_permission(request, obj)
         if not (has_trust(request) and may_change):
             # Read from the row, the headers would be shown; quirks are no columns.

@@ -38,6 +38,7 @@ from ..models.launch import LaunchQuerySet
 from ..protocol.authorization import get_state, process_authorization_response
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.context import LaunchContext, fill_in_context
+from ..protocol.deviations import Deviation
 from ..protocol.id_token import IDTokenClaims
 from ..protocol.scopes import LaunchScope, ResourceScope, Scope, ScopeSet
 from ..protocol.token import (
@@ -86,8 +87,8 @@ logger = logging.getLogger(__name__)
 _SEEN_ANEW = timedelta(hours=1)
 # More than the EHR's responses to one callback may take.
 _LONGEST_CALLBACK = timedelta(minutes=5)
-# Problems of one context, of which a server can make thousands.
-_MOST_LOGGED = 10
+# Of one launch; a server can make thousands.
+_MOST_DEVIATIONS = 20
 
 UserResolver = Callable[
     [
@@ -295,6 +296,7 @@ def _complete(
         expected_issuer=_get_expected_issuer(launch, configuration, parameters),
         issuer_promised=configuration.authorization_response_iss_parameter_supported,
     )
+    _note(launch, answer.deviations)
     if launch.intent == Launch.Intent.CONNECT:
         _check_user(request, launch)
     tokens = _exchange_code(launch, configuration, code=answer.code)
@@ -316,13 +318,22 @@ def _use_tokens(
 ) -> IDTokenClaims | None:
     if launch.registration.server.quirks.context_in_access_token:
         tokens = _fill_in_context(tokens, registration=launch.registration)
+    _note(launch, (*tokens.deviations, *tokens.context.deviations))
     claims = _validate_identity(launch, tokens)
-    tokens = _fill_in_patient(tokens, claims, server=launch.registration.server)
-    _check_patient(launch, tokens)
-    for problem in tokens.context.problems[:_MOST_LOGGED]:
-        logger.warning(
-            "Launch %s: part of its context is ignored: %s", launch.pk, problem
+    if claims is not None:
+        _note(launch, claims.deviations)
+        if "fhirUser" in tokens.scopes and not (
+            claims.fhir_user or claims.foreign_fhir_user
+        ):
+            _note(launch, [Deviation(code="fhir_user_absent")])
+    if patient := _find_patient(tokens, claims, launch.registration.server):
+        tokens = replace(
+            tokens,
+            context=replace(tokens.context, patient=patient),
+            parameters={**tokens.parameters, "patient": patient},
         )
+        _note(launch, [Deviation(code="patient_in_fhir_user")])
+    _check_patient(launch, tokens)
     if claims is None:
         # Without an identity, the launch belongs to the user who started it.
         _check_user(request, launch)
@@ -336,6 +347,14 @@ def _use_tokens(
         user = get_user(request)
         hold_launch(launch, grant, claims, question=exc.question, user=user)
     return claims
+
+
+def _note(launch: Launch, deviations: Sequence[Deviation]) -> None:
+    """Let *launch* be stored with what its EHR did differently."""
+    for each in deviations:
+        logger.info("Launch %s: %s (%s)", launch.pk, each.code, each.evidence)
+    found = [[each.code, each.evidence] for each in deviations]
+    launch.deviations = [*launch.deviations, *found][:_MOST_DEVIATIONS]
 
 
 def _check_user(request: HttpRequest, launch: Launch) -> None:
@@ -478,26 +497,30 @@ def _fill_in_context(
     context = LaunchContext.from_parameters(
         parameters, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
     )
-    return replace(tokens, context=context, parameters=parameters)
+    names = [each for each in parameters if each not in tokens.parameters]
+    found = (
+        [Deviation(code="context_in_token", evidence=", ".join(names))] if names else []
+    )
+    return replace(
+        tokens,
+        context=context,
+        parameters=parameters,
+        deviations=(*tokens.deviations, *found),
+    )
 
 
-def _fill_in_patient(
-    tokens: TokenResponse, claims: IDTokenClaims | None, *, server: FHIRServer
-) -> TokenResponse:
-    """Read the patient from ``fhirUser``, if the operator configured that."""
+def _find_patient(
+    tokens: TokenResponse, claims: IDTokenClaims | None, server: FHIRServer
+) -> str:
+    """Return the patient that only ``fhirUser`` names, if the operator allows that."""
     reference = (claims and claims.fhir_user) or ""
     if (
         tokens.context.patient is not None
         or not reference.startswith("Patient/")
         or not server.quirks.patient_from_fhir_user
     ):
-        return tokens
-    patient = reference.removeprefix("Patient/")
-    return replace(
-        tokens,
-        context=replace(tokens.context, patient=patient),
-        parameters={**tokens.parameters, "patient": patient},
-    )
+        return ""
+    return reference.removeprefix("Patient/")
 
 
 def _check_patient(launch: Launch, tokens: TokenResponse) -> None:
@@ -572,6 +595,7 @@ def _store(
         fhir_user=launch.fhir_user,
         scope_granted=grant.scope_granted,
         context=launch.context,
+        deviations=launch.deviations,
         completed_at=now,
         last_used_at=now,
         code_verifier="",

@@ -40,7 +40,8 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
             launch.save()
             launch.move(Launch.Status.FAILED, error_code=code, ended_at=now)
         elif launch is not None:
-            Launch.objects.filter(pk=launch.pk).fail(error_code=code, now=now)
+            failed = Launch.objects.filter(pk=launch.pk)
+            failed.fail(error_code=code, now=now, deviations=launch.deviations)
     except Error:
         # It may be the reason, too.
         logger.exception("Launch %s: its failure was not stored", launch and launch.pk)

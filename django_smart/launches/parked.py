@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +144,14 @@ def hold_launch(
             Launch.Status.HELD,
             question=question,
             grant=grant,
-            held=json.dumps({"claims": asdict(claims), "context": launch.context}),
+            held=json.dumps(
+                {
+                    "claims": asdict(replace(claims, deviations=())),
+                    "context": launch.context,
+                }
+            ),
             context={},
+            deviations=launch.deviations,
             code_verifier="",
             user=user,
             browser_digest=launch.browser_digest,

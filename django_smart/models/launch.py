@@ -136,10 +136,10 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
             raise ValueError(f"A launch does not go from {before} to {after}.")
         return self.filter(status=before).update(status=after, **changes)
 
-    def fail(self, *, error_code: str, now: datetime) -> int:
+    def fail(self, *, error_code: str, now: datetime, **changes: object) -> int:
         """Mark launches that have no tokens as failed, with the code as the reason."""
         status = Launch.Status
-        changes = {"error_code": error_code, "ended_at": now, "code_verifier": ""}
+        changes |= {"error_code": error_code, "ended_at": now, "code_verifier": ""}
         # In this order: one that goes on meanwhile is met at the next stage.
         return sum(
             self.transition(before, status.FAILED, **changes)
@@ -390,6 +390,16 @@ class Launch(models.Model):
         blank=True,
         help_text=_(
             "Launch context from the token response, such as patient and encounter."
+        ),
+    )
+    deviations = models.JSONField(
+        _("deviations"),
+        default=list,
+        blank=True,
+        editable=False,
+        help_text=_(
+            "What the EHR did differently from the specification, as codes with "
+            "evidence."
         ),
     )
     fhir_user = models.CharField(

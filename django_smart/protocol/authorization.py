@@ -15,6 +15,7 @@ from django_smart.exceptions import (
     DiscoveryError,
     StateError,
 )
+from django_smart.protocol.deviations import Deviation
 from django_smart.protocol.oauth import VISIBLE, parse_oauth_error
 
 __all__ = [
@@ -76,9 +77,15 @@ class AuthorizationRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuthorizationResponse:
-    """A validated response; exchange ``code`` immediately (CALL-06)."""
+    """
+    A validated response; exchange ``code`` immediately (CALL-06).
+
+    Attributes:
+        deviations: what differs from the specification.
+    """
 
     code: str = field(repr=False)
+    deviations: tuple[Deviation, ...] = ()
 
 
 def build_authorization_request(
@@ -213,7 +220,11 @@ def process_authorization_response(
         raise AuthorizationResponseError(
             "Expected code or error; neither is present, or code is not visible ASCII."
         )
-    return AuthorizationResponse(code=code)
+    is_announced = issuer_promised or "iss" not in values
+    return AuthorizationResponse(
+        code=code,
+        deviations=() if is_announced else (Deviation(code="iss_not_announced"),),
+    )
 
 
 def _check_issuer(issuer: str | None, expected: str | None, *, promised: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from django_smart.exceptions import DiscoveryError, InsecureURLError
+from django_smart.protocol.deviations import Deviation
 from django_smart.protocol.urls import validate_https_url
 
 __all__ = [
@@ -24,6 +25,16 @@ _REQUIRED = (
     "grant_types_supported",
     "capabilities",
     "code_challenge_methods_supported",
+)
+# Required if "sso-openid-connect" is a capability.
+_OF_SIGN_IN = ("issuer", "jwks_uri")
+_ENDPOINTS = (
+    "authorization_endpoint",
+    "token_endpoint",
+    "jwks_uri",
+    "registration_endpoint",
+    "introspection_endpoint",
+    "revocation_endpoint",
 )
 _Value = TypeVar("_Value")
 
@@ -64,8 +75,8 @@ class SMARTConfiguration:
 
     Attributes:
         capabilities: as listed, including unknown ones; test with :meth:`has`.
-        missing: required members that old servers omit; they are empty.
-        problems: why members that no launch needs were ignored.
+        deviations: what differs from the specification: required members that are
+            missing, and others that were ignored.
         user_access_brand_identifier: FHIR Identifier with ``value``, maybe ``system``.
         raw: the document, which :meth:`from_json` accepts again.
     """
@@ -93,8 +104,7 @@ class SMARTConfiguration:
     id_token_signing_alg_values_supported: tuple[str, ...] | None = None
     associated_endpoints: tuple[AssociatedEndpoint, ...] = ()
     authorization_response_iss_parameter_supported: bool = False
-    missing: frozenset[str] = frozenset()
-    problems: tuple[str, ...] = ()
+    deviations: tuple[Deviation, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -176,8 +186,7 @@ class SMARTConfiguration:
             authorization_response_iss_parameter_supported=reader.boolean(
                 "authorization_response_iss_parameter_supported"
             ),
-            missing=frozenset(name for name in _REQUIRED if merged.get(name) is None),
-            problems=tuple(reader.problems),
+            deviations=(*_find_deviations(document), *reader.deviations),
             raw=dict(document),
         )
 
@@ -202,7 +211,7 @@ def check_overrides(
             absolute URL; the message names it.
     """
     known = {each.name for each in fields(SMARTConfiguration)}
-    known -= {"missing", "problems", "raw"}
+    known -= {"deviations", "raw"}
     for name in overrides:
         if name not in known:
             raise DiscoveryError(
@@ -216,8 +225,9 @@ def check_overrides(
         insecure_hosts=insecure_hosts,
         overrides=overrides,
     )
-    for problem in configuration.problems:
-        raise DiscoveryError(problem)
+    for each in configuration.deviations:
+        if each.code == "discovery_member_ignored":
+            raise DiscoveryError(each.evidence)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,14 +239,16 @@ class DocumentReader:
     document: Mapping[str, Any] = field(repr=False)
     base_url: str
     insecure_hosts: frozenset[str]
-    problems: list[str] = field(default_factory=list)
+    deviations: list[Deviation] = field(default_factory=list)
 
     def optional(self, read: Callable[[str], _Value], name: str) -> _Value | None:
         """Read a member that no launch needs; an odd one is ignored."""
         try:
             return read(name)
         except DiscoveryError as exc:
-            self.problems.append(str(exc))
+            self.deviations.append(
+                Deviation(code="discovery_member_ignored", evidence=str(exc))
+            )
             return None
 
     def _text(self, name: str) -> str | None:
@@ -324,6 +336,32 @@ class DocumentReader:
                     _check_strings(item.get("capabilities", []), f"{name}.capabilities")
                 ),
             )
+
+
+def _find_deviations(document: Mapping[str, Any]) -> Iterator[Deviation]:
+    """Yield what is tolerated in a server's own *document*."""
+
+    def read_list(name: str) -> list[Any]:
+        value = document.get(name)
+        return value if isinstance(value, list) else []
+
+    capabilities = read_list("capabilities")
+    if missing := [each for each in _REQUIRED if document.get(each) is None]:
+        yield Deviation(code="discovery_member_missing", evidence=", ".join(missing))
+    if "sso-openid-connect" in capabilities:
+        absent = [each for each in _OF_SIGN_IN if document.get(each) is None]
+        if absent:
+            yield Deviation(code="discovery_issuer_missing", evidence=", ".join(absent))
+    methods = read_list("code_challenge_methods_supported")
+    if "plain" in methods:
+        yield Deviation(code="discovery_plain_pkce", evidence="plain is listed")
+    relative = [
+        each
+        for each in _ENDPOINTS
+        if isinstance(url := document.get(each), str) and url and "://" not in url
+    ]
+    if relative:
+        yield Deviation(code="discovery_url_relative", evidence=", ".join(relative))
 
 
 def _check_strings(value: object, name: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django_smart.exceptions import InsecureURLError, MalformedTokenResponseError
+from django_smart.protocol.deviations import Deviation, name_type
 from django_smart.protocol.urls import validate_https_url
 
 __all__ = [
@@ -113,7 +114,7 @@ class LaunchContext:
         smart_style_url: a URL that is safe to fetch, or ``None``.
         hub: ``None`` unless both of its members are present and valid.
         extra: unknown members, such as ``appContext``.
-        problems: what was ignored and why, without values.
+        deviations: what differs from the specification, or was ignored.
     """
 
     patient: str | None = field(default=None, repr=False)
@@ -125,7 +126,7 @@ class LaunchContext:
     smart_style_url: str | None = field(default=None, repr=False)
     hub: FHIRcastHub | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    problems: tuple[str, ...] = field(default=(), compare=False)
+    deviations: tuple[Deviation, ...] = field(default=(), compare=False)
 
     @classmethod
     def from_parameters(
@@ -142,33 +143,40 @@ class LaunchContext:
 
         Raises:
             MalformedTokenResponseError: ``patient`` or ``encounter`` is not a FHIR id.
-                Other invalid values are omitted and listed in ``problems``.
+                Other invalid values are omitted and listed in ``deviations``.
 
         Spec: SMART App Launch 2.2, "Scopes and Launch Context", Launch context arrives
         with your access_token.
         """
-        problems: list[str] = []
+        found = [
+            Deviation(
+                code="context_empty",
+                evidence=f"{name} is {name_type(parameters[name])}",
+            )
+            for name in _CONTEXT_MEMBERS
+            if parameters.get(name, False) in (None, "")
+        ]
         return cls(
-            patient=_parse_id(parameters, "patient", "Patient"),
-            encounter=_parse_id(parameters, "encounter", "Encounter"),
+            patient=_parse_id(parameters, "patient", "Patient", found),
+            encounter=_parse_id(parameters, "encounter", "Encounter", found),
             fhir_context=tuple(
-                _parse_fhir_context(parameters.get("fhirContext"), problems)
+                _parse_fhir_context(parameters.get("fhirContext"), found)
             ),
             need_patient_banner=_parse_boolean(
-                parameters, "need_patient_banner", problems
+                parameters, "need_patient_banner", found
             ),
-            intent=_parse_text(parameters, "intent", problems),
-            tenant=_parse_text(parameters, "tenant", problems),
+            intent=_parse_text(parameters, "intent", found),
+            tenant=_parse_text(parameters, "tenant", found),
             smart_style_url=_parse_url(
-                parameters, "smart_style_url", problems, insecure_hosts
+                parameters, "smart_style_url", found, insecure_hosts
             ),
-            hub=_parse_hub(parameters, problems, insecure_hosts),
+            hub=_parse_hub(parameters, found, insecure_hosts),
             extra={
                 name: value
                 for name, value in parameters.items()
                 if name not in _OAUTH_MEMBERS and name not in _CONTEXT_MEMBERS
             },
-            problems=tuple(problems),
+            deviations=tuple(found),
         )
 
     def names_another(self, newer: LaunchContext) -> bool:
@@ -240,91 +248,108 @@ def check_length(parameters: Mapping[str, Any]) -> None:
 
 
 def _parse_id(
-    parameters: Mapping[str, Any], name: str, resource_type: str
+    parameters: Mapping[str, Any],
+    name: str,
+    resource_type: str,
+    found: list[Deviation],
 ) -> str | None:
     """Read a bare id; some servers send a prefixed one, or a number."""
     value = parameters.get(name)
     if value is None or value == "":
         return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, str):
-        bare = value.removeprefix(f"{resource_type}/")
+    text = str(value) if type(value) is int else value
+    if isinstance(text, str):
+        bare = text.removeprefix(f"{resource_type}/")
         if _ID.fullmatch(bare):
+            if bare != value:
+                form = "a reference" if text != bare else name_type(value)
+                found.append(
+                    Deviation(code="context_id_form", evidence=f"{name} is {form}")
+                )
             return bare
     raise MalformedTokenResponseError(f"{name} is not a valid id of a FHIR resource.")
 
 
 def _parse_text(
-    parameters: Mapping[str, Any], name: str, problems: list[str]
+    parameters: Mapping[str, Any], name: str, found: list[Deviation]
 ) -> str | None:
     value = parameters.get(name)
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        problems.append(f"{name} is not a string")
+        found.append(
+            Deviation(code="context_ignored", evidence=f"{name} is {name_type(value)}")
+        )
         return None
     return value
 
 
 def _parse_boolean(
-    parameters: Mapping[str, Any], name: str, problems: list[str]
+    parameters: Mapping[str, Any], name: str, found: list[Deviation]
 ) -> bool | None:
     value = parameters.get(name)
-    if isinstance(value, str):
-        # Some servers send it as a string.
-        value = {"true": True, "false": False}.get(value.lower(), value)
-    if value is None or isinstance(value, bool):
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool):
         return value
-    problems.append(f"{name} is not a boolean")
-    return None
+    words = {"true": True, "false": False}
+    # Some servers send it as a string.
+    said = words.get(value.lower()) if isinstance(value, str) else None
+    code = "context_ignored" if said is None else "banner_not_boolean"
+    found.append(Deviation(code=code, evidence=f"{name} is {name_type(value)}"))
+    return said
 
 
 def _parse_url(
     parameters: Mapping[str, Any],
     name: str,
-    problems: list[str],
+    found: list[Deviation],
     insecure_hosts: frozenset[str],
 ) -> str | None:
-    value = _parse_text(parameters, name, problems)
+    value = _parse_text(parameters, name, found)
     if value is None:
         return None
     try:
         return validate_https_url(value, insecure_hosts=insecure_hosts, what=name)
     except InsecureURLError as exc:
-        problems.append(str(exc))
+        found.append(Deviation(code="context_ignored", evidence=str(exc)))
         return None
 
 
 def _parse_hub(
-    parameters: Mapping[str, Any], problems: list[str], insecure_hosts: frozenset[str]
+    parameters: Mapping[str, Any],
+    found: list[Deviation],
+    insecure_hosts: frozenset[str],
 ) -> FHIRcastHub | None:
     """Read the hub, if complete: neither member is useful alone."""
-    count = len(problems)
-    url = _parse_url(parameters, "hub.url", problems, insecure_hosts)
-    topic = _parse_text(parameters, "hub.topic", problems)
+    count = len(found)
+    url = _parse_url(parameters, "hub.url", found, insecure_hosts)
+    topic = _parse_text(parameters, "hub.topic", found)
     if url and topic:
         return FHIRcastHub(url=url, topic=topic)
-    if (url or topic) and len(problems) == count:
-        problems.append("only one of hub.url and hub.topic was sent")
+    if (url or topic) and len(found) == count:
+        evidence = "only one of hub.url and hub.topic was sent"
+        found.append(Deviation(code="context_ignored", evidence=evidence))
     return None
 
 
 def _parse_fhir_context(
-    value: object, problems: list[str]
+    value: object, found: list[Deviation]
 ) -> Iterator[FHIRContextItem]:
     """Read the valid items; record a reason for each invalid one."""
     if value is None:
         return
     if not isinstance(value, list):
-        problems.append("fhirContext is not a list")
+        evidence = f"fhirContext is {name_type(value)}"
+        found.append(Deviation(code="fhir_context_ignored", evidence=evidence))
         return
     for number, entry in enumerate(value):
         item = _parse_item(entry)
         if isinstance(item, FHIRContextItem):
             yield item
         else:
-            problems.append(f"fhirContext[{number}] {item}")
+            evidence = f"fhirContext[{number}] {item}"
+            found.append(Deviation(code="fhir_context_ignored", evidence=evidence))
 
 
 def _parse_item(entry: object) -> FHIRContextItem | str:

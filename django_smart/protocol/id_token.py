@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from django_smart.exceptions import (
     IDTokenSignatureError,
     InsecureURLError,
 )
+from django_smart.protocol.deviations import Deviation
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.urls import normalize_base_url
 
@@ -213,6 +214,7 @@ class IDTokenClaims:
         foreign_fhir_user: absolute URL on another FHIR server, for which the token is
             not valid; stored, but never requested.
         claims: all claims as sent.
+        deviations: what differs from the specification.
     """
 
     issuer: str
@@ -220,6 +222,7 @@ class IDTokenClaims:
     fhir_user: str | None = field(repr=False)
     claims: Mapping[str, Any] = field(repr=False)
     foreign_fhir_user: str = field(default="", repr=False)
+    deviations: tuple[Deviation, ...] = ()
 
 
 def validate_id_token(
@@ -279,6 +282,9 @@ def validate_id_token(
         fhir_user=None if foreign else _get_fhir_user(claims, base_url),
         foreign_fhir_user=foreign,
         claims=claims,
+        deviations=tuple(
+            _find_deviations(header, claims, nonce=nonce, now=now, is_foreign=foreign)
+        ),
     )
 
 
@@ -441,6 +447,33 @@ def _check_nonce(
             raise IDTokenClaimError("The ID token has no nonce.", claim="nonce")
     elif not hmac.compare_digest(value.encode(), expected.encode()):
         raise IDTokenClaimError("nonce is not the one that was sent.", claim="nonce")
+
+
+def _find_deviations(
+    header: Mapping[str, Any],
+    claims: Mapping[str, Any],
+    *,
+    nonce: str | None,
+    now: datetime,
+    is_foreign: object,
+) -> Iterator[Deviation]:
+    """Yield what is tolerated in a valid token."""
+    if "kid" not in header:
+        yield Deviation(code="id_token_without_kid")
+    if nonce and claims.get("nonce") is None:
+        yield Deviation(code="id_token_without_nonce")
+    ahead = (_get_time(claims, "iat") - now).total_seconds()
+    late = (now - _get_time(claims, "exp")).total_seconds()
+    if ahead > 0:
+        yield Deviation(
+            code="id_token_clock", evidence=f"iat is {ahead:.0f} s in the future"
+        )
+    elif late >= 0:
+        yield Deviation(code="id_token_clock", evidence=f"exp is {late:.0f} s ago")
+    if is_foreign:
+        yield Deviation(code="fhir_user_elsewhere")
+    elif not claims.get("fhirUser") and "/" in str(claims.get("profile")):
+        yield Deviation(code="fhir_user_in_profile")
 
 
 def _get_foreign_fhir_user(claims: Mapping[str, Any], base_url: str) -> str:

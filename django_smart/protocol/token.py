@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from django_smart.protocol.context import (
     check_length,
     fill_in_context,
 )
+from django_smart.protocol.deviations import Deviation, name_type
 from django_smart.protocol.id_token import read_unverified_claims
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.oauth import (
@@ -69,6 +70,7 @@ class TokenResponse:
         context_changed: a refresh named another or an invalid patient or encounter.
             Store the new tokens first, then end the launch.
         parameters: the response without its tokens.
+        deviations: what differs from the specification, besides those of the context.
     """
 
     access_token: str = field(repr=False)
@@ -80,6 +82,7 @@ class TokenResponse:
     context: LaunchContext = field(repr=False)
     context_changed: bool = False
     parameters: Mapping[str, Any] = field(repr=False)
+    deviations: tuple[Deviation, ...] = ()
 
 
 def build_token_request(
@@ -193,7 +196,8 @@ def process_token_response(
     """
     members = parse_token_body(response)
     context = LaunchContext.from_parameters(members, insecure_hosts=insecure_hosts)
-    return _build_token_response(members, asked=requested, now=now, context=context)
+    tokens = _build_token_response(members, asked=requested, now=now, context=context)
+    return replace(tokens, deviations=tuple(_find_deviations(response, members)))
 
 
 def process_refresh_response(
@@ -247,6 +251,7 @@ def process_refresh_response(
         tokens,
         scopes=tokens.scopes.limited_to(granted),
         context_changed=changed or previous_context.names_another(newer),
+        deviations=tuple(_find_deviations(response, members)),
     )
 
 
@@ -291,6 +296,38 @@ def _build_token_response(
         context=context,
         parameters=parameters,
     )
+
+
+def _find_deviations(
+    response: HTTPResponse, members: Mapping[str, Any]
+) -> Iterator[Deviation]:
+    """Yield what is tolerated in a response that is read."""
+    if response.media_type != "application/json":
+        evidence = "another Content-Type" if response.media_type else "no Content-Type"
+        yield Deviation(code="token_media_type", evidence=evidence)
+    if "no-store" not in response.headers.get("cache-control", "").lower():
+        yield Deviation(
+            code="token_cacheable", evidence="Cache-Control without no-store"
+        )
+    scope = members.get("scope")
+    if scope is None:
+        yield Deviation(code="scope_absent")
+    elif isinstance(scope, list):
+        yield Deviation(code="scope_not_text", evidence="scope is a list")
+    elif scope != " ".join(scope.split()):
+        yield Deviation(code="scope_spaces")
+    elif "offline_access" in scope.split() and not members.get("refresh_token"):
+        yield Deviation(
+            code="refresh_token_absent", evidence="offline_access was granted"
+        )
+    expires_in = members.get("expires_in")
+    if expires_in is None:
+        yield Deviation(code="lifetime_absent")
+    elif not isinstance(expires_in, int):
+        yield Deviation(
+            code="lifetime_not_integer",
+            evidence=f"expires_in is {name_type(expires_in)}",
+        )
 
 
 def _find_refresh_end(members: Mapping[str, Any], now: datetime) -> datetime | None:

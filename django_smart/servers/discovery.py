@@ -212,8 +212,8 @@ def fetch_configuration(
     state = server.discovered
     found = _fetch_documents(server, client_id)
     configuration, answer = next(iter(found.values()))
-    for problem in configuration.problems:
-        logger.warning("Server %s: member ignored: %s", server.pk, problem)
+    for each in configuration.deviations:
+        logger.info("Server %s: %s (%s)", server.pk, each.code, each.evidence)
     _check_lengths(issuer=configuration.issuer, jwks_uri=configuration.jwks_uri)
     before = {name: getattr(state, name) for name in DISCOVERED_COLUMNS}
     state.client_configurations = state.client_configurations | {
@@ -264,8 +264,7 @@ def describe_configuration(server: FHIRServer) -> Iterator[tuple[str, str]]:
         "jwks_uri": [state.jwks_uri or found.jwks_uri or ""],
         **{name: getattr(found, name) or () for name in _LISTS},
         "complete capability sets": server.get_capability_sets(),
-        "required but missing": found.missing,
-        "ignored": found.problems,
+        **{each.code: [each.evidence] for each in found.deviations},
     }
     for name, values in members.items():
         # A server can send anything, such as what a terminal executes.

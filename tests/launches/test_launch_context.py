@@ -60,14 +60,16 @@ def test_further_resources_are_found_by_role(ehr):
     assert make_empty_context().items_with_role() == ()
 
 
-def test_the_fhircast_session_of_the_launch_is_there(ehr, caplog):
+def test_the_fhircast_session_of_the_launch_is_there(ehr):
     url, topic = "https://hub.example.org/api", "session-7"
     hub = open_context(ehr, hub=(url, topic)).hub
     assert (hub.url, hub.topic) == (url, topic)
     # One that cannot be subscribed to safely is none; the launch goes on.
     context = open_context(ehr, hub=("http://hub.example.org/api", topic))
     assert context.hub is None
-    assert "is ignored: The hub.url" in caplog.text
+    (deviation,) = context.launch.deviations
+    assert deviation[0] == "context_ignored"
+    assert "hub.url" in deviation[1]
     assert context.patient_id == PATIENT
     assert make_empty_context().hub is None
 

@@ -33,7 +33,9 @@ def test_configuration_and_keys_are_stored_and_told(registration, which):
 def test_members_that_are_ignored_are_named(registration):
     FHIRServer.objects.update(overrides={"management_endpoint": 7})
     ran = run("smart_discover", "harbour")
-    assert "  ignored: management_endpoint is not a string." in ran.out.splitlines()
+    code = "discovery_member_ignored"
+    line = f"  {code}: management_endpoint is not a string."
+    assert line in ran.out.splitlines()
 
 
 def test_server_has_no_say_in_the_terminal(registration, ehr):

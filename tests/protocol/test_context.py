@@ -36,7 +36,7 @@ def test_the_context_of_the_published_answer_is_read():
     assert context.need_patient_banner is True
     assert context.smart_style_url == "https://smart.argo.run/smart-style.json"
     assert context.extra == {}
-    assert context.problems == ()
+    assert context.deviations == ()
 
 
 @pytest.mark.compliance("RESP-10", "RESP-14", "RESP-17", "TASK-04")
@@ -121,7 +121,9 @@ def test_a_patient_or_encounter_that_is_no_id_is_refused_by_its_name(name, value
 def test_the_banner_is_a_boolean_or_absent(value, expected):
     context = read(need_patient_banner=value)
     assert context.need_patient_banner is expected
-    assert context.problems == ()
+    codes = [each.code for each in context.deviations]
+    named = {str: ["banner_not_boolean"], type(None): ["context_empty"]}
+    assert codes == named.get(type(value), [])
 
 
 @pytest.mark.compliance("RESP-13", "RESP-14", "RESP-15", "RESP-17")
@@ -146,8 +148,8 @@ def test_the_banner_is_a_boolean_or_absent(value, expected):
 def test_another_member_that_is_wrong_is_left_out_and_listed(name, value):
     context = read(patient="123", **{name: value})
     assert context == LaunchContext(patient="123")
-    (problem,) = context.problems
-    assert name in problem
+    (deviation,) = context.deviations
+    assert name in deviation.evidence
 
 
 @pytest.mark.parametrize("name", ["intent", "tenant", "smart_style_url"])
@@ -155,7 +157,8 @@ def test_another_member_that_is_wrong_is_left_out_and_listed(name, value):
 def test_an_empty_text_is_an_absent_one(name, value):
     context = read(**{name: value})
     assert getattr(context, name) is None
-    assert context.problems == ()
+    (deviation,) = context.deviations
+    assert deviation.code == "context_empty"
 
 
 @pytest.mark.compliance("RESP-15")
@@ -175,7 +178,7 @@ def test_a_style_at_a_host_named_insecure_may_be_http():
 )
 def test_the_published_fhir_contexts_are_read(items):
     context = read(fhirContext=items)
-    assert context.problems == ()
+    assert context.deviations == ()
     known = {"reference", "canonical", "identifier", "type", "role"}
     for item, published in zip(context.fhir_context, items, strict=True):
         assert item.identifier == published.get("identifier")
@@ -236,9 +239,10 @@ def test_the_published_fhir_contexts_are_read(items):
 def test_an_item_that_breaks_a_rule_is_dropped_and_the_others_stay(item, reason):
     context = read(fhirContext=[{"reference": "List/1"}, item, {"reference": "List/2"}])
     assert [kept.reference for kept in context.fhir_context] == ["List/1", "List/2"]
-    (problem,) = context.problems
-    assert problem.startswith(f"fhirContext[1] {reason}")
-    assert reason == "" or problem.endswith(reason)
+    (deviation,) = context.deviations
+    assert deviation.code == "fhir_context_ignored"
+    assert deviation.evidence.startswith(f"fhirContext[1] {reason}")
+    assert reason == "" or deviation.evidence.endswith(reason)
 
 
 @pytest.mark.compliance("FCTX-04", "FCTX-05", "FCTX-06")
@@ -285,7 +289,9 @@ def test_a_context_survives_a_json_column():
     stored = json.loads(json.dumps(merge_parameters({}, parameters)))
     again = LaunchContext.from_parameters(stored)
     assert again == context
-    assert again.problems == context.problems == ("fhirContext[3] is not an object",)
+    assert again.deviations == context.deviations != ()
+    evidence = [each.evidence for each in context.deviations]
+    assert "fhirContext[3] is not an object" in evidence
     assert merge_parameters({}, {}) == {}
 
 
@@ -295,7 +301,7 @@ def test_a_fhircast_hub_has_a_url_and_a_topic():
         url="https://hub.example.org/api", topic="session-7"
     )
     assert context.extra == {}
-    assert context.problems == ()
+    assert context.deviations == ()
     assert "session-7" not in f"{context!r} {context.hub!r}"
     assert read().hub is None
     local = {**HUB, "hub.url": "http://localhost:9000/hub"}
@@ -309,7 +315,8 @@ def test_a_fhircast_hub_has_a_url_and_a_topic():
 def test_half_a_hub_is_none(name, value):
     context = read(**{**HUB, name: value})
     assert context.hub is None
-    assert len(context.problems) == 1
+    codes = {each.code for each in context.deviations}
+    assert codes <= {"context_empty", "context_ignored"}
 
 
 def test_a_newer_hub_replaces_the_older():
@@ -401,7 +408,7 @@ def test_no_repr_shows_patient_data():
         smart_style_url="https://secret.example.org/",
         other="secret",
     )
-    assert repr(context) == "LaunchContext(problems=())"
+    assert repr(context) == "LaunchContext(deviations=())"
 
 
 def test_a_bare_item_has_the_role_launch():

@@ -104,7 +104,7 @@ def test_a_document_with_the_required_members_alone_is_read():
     assert configuration.grant_types_supported == ("authorization_code",)
     assert configuration.has("launch-ehr")
     assert not configuration.has("launch-standalone")
-    assert configuration.missing == frozenset()
+    assert configuration.deviations == ()
     for name in [*URL_MEMBERS, *LIST_MEMBERS, "issuer", "user_access_brand_identifier"]:
         assert getattr(configuration, name) is None
     assert configuration.associated_endpoints == ()
@@ -169,7 +169,8 @@ def test_lists_that_old_servers_leave_out_read_as_empty_and_are_named(name, how)
     if how == "absent":
         del document[name]
     configuration = process(document)
-    assert configuration.missing == {name}
+    (deviation,) = configuration.deviations
+    assert (deviation.code, deviation.evidence) == ("discovery_member_missing", name)
     assert getattr(configuration, name) in ((), frozenset())
     assert configuration.supports_s256 is (name != "code_challenge_methods_supported")
 
@@ -232,10 +233,11 @@ def check_odd_member(name, value):
     else:
         configuration = process(document)
         assert configuration == replace(
-            process(MINIMAL), problems=configuration.problems
+            process(MINIMAL), deviations=configuration.deviations
         )
-        (problem,) = configuration.problems
-        assert name in problem
+        (deviation,) = configuration.deviations
+        assert deviation.code == "discovery_member_ignored"
+        assert name in deviation.evidence
     with pytest.raises(DiscoveryError, match=name):
         check_overrides({name: value})
 
@@ -380,7 +382,9 @@ def test_endpoints_set_by_hand_come_before_those_of_a_document():
     # What is stored is what the server said.
     assert configuration.raw == document
     del document["token_endpoint"]
-    assert process(document, overrides=overrides).missing == frozenset()
+    # What a server deviates in is what it said.
+    (deviation,) = process(document, overrides=overrides).deviations
+    assert deviation.evidence == "token_endpoint"
     with pytest.raises(DiscoveryError, match="token_endpoint is not https"):
         process(document, overrides={"token_endpoint": "http://set.example.org/token"})
 
@@ -531,10 +535,10 @@ def test_endpoints_and_capabilities_are_read_from_a_capability_statement():
     assert configuration.introspection_endpoint == "https://as.example.org/introspect"
     assert configuration.revocation_endpoint == "https://as.example.org/revoke"
     assert configuration.capabilities == {"launch-ehr"}
-    assert configuration.missing == {
-        "grant_types_supported",
-        "code_challenge_methods_supported",
-    }
+    (deviation,) = configuration.deviations
+    assert deviation.evidence == (
+        "grant_types_supported, code_challenge_methods_supported"
+    )
     stored = configuration.raw
     assert SMARTConfiguration.from_json(stored, base_url=BASE_URL) == configuration
 

@@ -14,6 +14,7 @@ from django_smart.contrib.doctor import (
     collect,
     examine,
 )
+from django_smart.contrib.doctor.report import read_report, render_report
 from django_smart.diagnoses import Finding, Severity
 from django_smart.exceptions import SMARTError
 from django_smart.models import FHIRServer
@@ -51,6 +52,12 @@ class Command(BaseCommand):
             "and views, and keep nothing of it. Requires the extra testing.",
         )
         parser.add_argument(
+            "--report",
+            action="store_true",
+            help="Instead, print what the servers did differently from the "
+            "specification in the last 30 days, for the EHR's team.",
+        )
+        parser.add_argument(
             "--fail-level",
             choices=[Severity.ERROR.value, Severity.WARNING.value],
             default=Severity.ERROR.value,
@@ -67,6 +74,11 @@ class Command(BaseCommand):
             raise
         except Exception as exc:  # noqa: BLE001 (whatever is wrong is to be told)
             unread = [build_unexamined("servers", exc)]
+        if options["report"]:
+            if unread:
+                raise CommandError(unread[0].what)
+            self._report(servers)
+            return
         findings = examine(servers)
         if UNUSABLE.isdisjoint(each.code for each in findings):
             findings += unread
@@ -81,6 +93,12 @@ class Command(BaseCommand):
         found = [f"{n} {each}{'s' if n > 1 else ''}" for n, each in counts if n]
         if found:
             raise CommandError(f"{' and '.join(found)} found.")
+
+    def _report(self, servers: Sequence[FHIRServer]) -> None:
+        for server in servers:
+            if server.pk is None:
+                raise CommandError(f"{server.base_url} is not registered.")
+            self.stdout.write(f"{render_report(read_report(server))}\n")
 
     def _launch(self, findings: Sequence[Finding]) -> list[Finding]:
         try:
