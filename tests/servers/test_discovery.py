@@ -229,6 +229,7 @@ def test_servers_are_refreshed_past_half_of_the_lifetime(
 def test_odd_member_that_no_launch_needs_is_ignored_and_logged(
     ehr: EHRSimulator, server: FHIRServer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "django_smart.servers")
     answer(ehr, "/smart-configuration", management_endpoint="http://ehr.example.org/")
     assert launch(make_browser(), ehr).status == "open"
     assert caplog.text.count("management_endpoint") == 1

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 
 from ...diagnoses import DIAGNOSES, Diagnosis, Turn
+from ...exceptions import SMARTError
 from ...models import FHIRServer, Launch
 
 __all__ = ["PERIOD", "Observation", "Report", "read_report", "render_report"]
@@ -101,7 +102,10 @@ def _read_configuration(server: FHIRServer) -> list[tuple[str, str]]:
     stored = server.discovered.configuration
     if stored is None:
         return []
-    parsed = server.parse_configuration(stored)
+    try:
+        parsed = server.parse_configuration(stored)
+    except SMARTError as exc:
+        return [(exc.code, str(exc))]
     return [(each.code, each.evidence) for each in parsed.deviations]
 
 
