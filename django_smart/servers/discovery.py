@@ -264,8 +264,9 @@ def describe_configuration(server: FHIRServer) -> Iterator[tuple[str, str]]:
         "jwks_uri": [state.jwks_uri or found.jwks_uri or ""],
         **{name: getattr(found, name) or () for name in _LISTS},
         "complete capability sets": server.get_capability_sets(),
-        **{each.code: [each.evidence] for each in found.deviations},
     }
+    for each in found.deviations:
+        members[each.code] = [*members.get(each.code, ()), each.evidence]
     for name, values in members.items():
         # A server can send anything, such as what a terminal executes.
         shown = (each if each.isprintable() else ascii(each) for each in sorted(values))
