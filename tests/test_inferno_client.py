@@ -4,7 +4,7 @@ What the client suite of Inferno's SMART App Launch test kit checks.
 The checks are those of the public repository, in our words.  The simulator has the
 shape of its server: the base URL is the issuer, only the OpenID configuration names
 the keys, and scopes for data are of version 1.  The table is in
-``docs/reference/inferno.rst``.
+``docs/reference/conformance.rst``.
 """
 
 from __future__ import annotations

@@ -222,13 +222,13 @@ def test_readme_shows_its_pictures_in_the_index_of_packages(setup_cfg):
         for line in setup_cfg["metadata"]["project_urls"].strip().splitlines()
     )
     readme = (_ROOT / "README.rst").read_text(encoding="utf-8")
-    landing = (_ROOT / "docs/index.rst").read_text(encoding="utf-8")
+    look = (_ROOT / "docs/how-to/style.rst").read_text(encoding="utf-8")
     shown = re.findall(r"^\.\. (?:image|figure):: (\S+)$", readme, re.MULTILINE)
     assert shown
     for url in shown:
         folder, _, name = url.rpartition("/")
         assert folder == f"{urls['Documentation']}_images"
-        assert f".. image:: images/{name}\n" in landing
+        assert f".. screenshot:: {Path(name).stem}\n" in look
 
 
 def test_every_python_that_is_claimed_is_tested(setup_cfg):

@@ -337,6 +337,6 @@ def test_every_metric_of_an_alert_is_exported() -> None:
 
 
 def test_every_alert_has_a_runbook_of_its_name() -> None:
-    page = (DOCS / "how-to" / "monitor.rst").read_text()
+    page = (DOCS / "how-to" / "runbooks.rst").read_text()
     assert len(_ALERTS) > 10
     assert re.findall(r"^(SMART\w+)\n~+$", page, re.M) == list(_ALERTS)

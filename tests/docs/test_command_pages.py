@@ -81,7 +81,7 @@ def test_who_is_signed_in() -> None:
 
 
 def test_find_what_is_wrong(world: World):
-    blocks = read_blocks("how-to/find-what-is-wrong.rst")
+    blocks = read_blocks("how-to/troubleshooting.rst")[1:]
     every, shown, some, with_launch, for_programs = blocks
     do(with_launch.commands[0])
     monitored = for_programs.commands[0]

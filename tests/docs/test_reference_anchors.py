@@ -63,7 +63,7 @@ def test_names_of_commands_and_signals_link_to_their_entries(anchors: Any) -> No
 
 
 def test_troubleshooting_names_codes_and_log_lines_that_exist(anchors: Any) -> None:
-    (console,) = read_blocks("how-to/troubleshooting.rst")
+    console, *_ = read_blocks("how-to/troubleshooting.rst")
     ((*_, command, _slug),) = console.commands
     assert anchors.find_entry(command) == ("commands", "smart-doctor")
     page = (DOCS / "how-to/troubleshooting.rst").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Promises of the security model, and Inferno's checks, name tests that are there."""
+"""Promises of the security model name tests that are there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tests.docs.blocks import DOCS
 
 _ROOT = DOCS.parent
 _PAGE = (DOCS / "explanation" / "security-model.rst").read_text(encoding="utf-8")
-_INFERNO = (DOCS / "reference" / "inferno.rst").read_text(encoding="utf-8")
 _TRIED = _PAGE.split("\nAttacks and protections\n--", 1)[1]
 _TRIED = _TRIED.split("\nWhat is assumed\n--")[0]
 _ENTRY = re.compile(r"^(?=\S)(?!\.\. )(.+)\n((?:    .*\n|\n(?=    ))+)", re.MULTILINE)
@@ -31,7 +30,7 @@ def test_promise_names_its_tests(name: str) -> None:
     assert not _TEST.search(text.partition("    :Tests:")[0])
 
 
-_NAMED = _TEST.findall(_PAGE + _INFERNO)
+_NAMED = _TEST.findall(_PAGE)
 
 
 @pytest.mark.parametrize("path", sorted({path for path, _ in _NAMED}))
@@ -49,9 +48,3 @@ def test_tests_that_are_named_exist(path: str) -> None:
 def test_there_are_promises() -> None:
     assert len(_entries()) > 25
     assert all(name.startswith("test_") for _, name in _NAMED)
-
-
-def test_every_check_of_inferno_names_a_test() -> None:
-    rows = _INFERNO.split("   * - ")[2:]
-    assert len(rows) > 20
-    assert all(_TEST.search(row) for row in rows)

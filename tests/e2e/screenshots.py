@@ -30,6 +30,7 @@ _IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 _WIDE = ViewportSize(width=1280, height=800)
 _DESK = ViewportSize(width=1440, height=800)
 _PHONE = ViewportSize(width=375, height=740)
+_LANDING = ViewportSize(width=375, height=850)
 _PASSWORD = "a password of no value"
 _OTHER_CLINICIAN = "Dr. Tomás Achterberg"
 _OTHERS = ("Saltmarsh Valley Clinics", "Birch County Medical Group")
@@ -136,6 +137,9 @@ def _take_ehr_and_patient_page(scene: _Scene) -> None:
     app.get_by_role("button", name="Approve").click()
     app.get_by_role("heading", name=NAME).wait_for()
     _take(app, "patient-page")
+    # What is seen of it without scrolling, which one can read on the landing page.
+    app.set_viewport_size(_LANDING)
+    _save(app, "landing", full_page=False)
 
 
 def _take_error(scene: _Scene) -> None:
@@ -225,10 +229,10 @@ def _take(page: Page, name: str) -> None:
     page.set_viewport_size(wide or _WIDE)
 
 
-def _save(page: Page, name: str) -> None:
+def _save(page: Page, name: str, *, full_page: bool = True) -> None:
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(600)  # the chart draws itself
-    page.screenshot(path=_IMAGES / f"{name}.png", full_page=True)
+    page.screenshot(path=_IMAGES / f"{name}.png", full_page=full_page)
 
 
 if __name__ == "__main__":

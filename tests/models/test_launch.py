@@ -77,7 +77,7 @@ def test_launch_moves_along_its_arrows_once_and_nowhere_else(
 
 
 def test_arrows_of_the_docs_are_those_of_the_model() -> None:
-    page = Path("docs/explanation/a-launch-step-by-step.rst").read_text()
+    page = Path("docs/explanation/layers.rst").read_text()
     found = re.findall(r"\* - ``(\w+)``\n     - ``(\w+)``\n     - (.+)\n", page)
     assert {(before, after): why for before, after, why in found} == {
         (str(before), str(after)): f"{why[0].upper()}{why[1:]}."
