@@ -14,29 +14,7 @@ from tests.docs.blocks import DOCS
 # Semicolons between sentences, "somebody" and the like, "is refused", ids.
 _MOST = (2, 0, 0, 0)
 # Pages that have not been rewritten yet. A page that leaves this list never returns.
-_TO_DO: dict[str, tuple[int, int, int, int]] = {
-    "explanation/capacity": (0, 1, 0, 0),
-    "explanation/layers": (18, 0, 0, 0),
-    "explanation/right-patient": (0, 2, 1, 0),
-    "explanation/ten-tasks": (5, 0, 1, 0),
-    "faq": (0, 1, 0, 0),
-    "how-to/deploy-behind-a-proxy": (0, 2, 0, 0),
-    "how-to/migrate": (0, 4, 0, 0),
-    "how-to/odd-servers": (0, 0, 3, 0),
-    "how-to/register-athenahealth": (4, 0, 0, 0),
-    "how-to/register-blue-button": (2, 1, 0, 0),
-    "how-to/register-eclinicalworks": (5, 0, 1, 0),
-    "how-to/register-epic": (4, 0, 0, 0),
-    "how-to/register-meditech": (5, 0, 0, 0),
-    "how-to/register-medplum": (3, 0, 0, 0),
-    "how-to/register-oracle-health": (2, 1, 0, 0),
-    "how-to/register-va-lighthouse": (2, 0, 1, 0),
-    "how-to/smart-launcher": (0, 0, 1, 0),
-    "how-to/use-the-admin": (7, 1, 1, 0),
-    "reference/codes": (5, 0, 0, 0),
-    "reference/settings": (0, 0, 1, 0),
-    "reference/signals": (0, 1, 0, 0),
-}
+_TO_DO: dict[str, tuple[int, int, int, int]] = {}
 
 
 @pytest.fixture(scope="module")
