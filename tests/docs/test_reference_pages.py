@@ -47,6 +47,19 @@ def test_every_code_has_one_entry(list_codes):
     assert listed == list(DIAGNOSES)
 
 
+def test_pages_name_checks_that_exist():
+    named = {
+        each
+        for page in DOCS.rglob("*.rst")
+        if "_build" not in page.parts
+        for each in re.findall(
+            r"``(django_smart\.[EIW]\d+)``", page.read_text(encoding="utf-8")
+        )
+    }
+    assert len(named) > 5
+    assert named - set(DIAGNOSES) == set()
+
+
 def test_more_about_a_code_is_listed_with_it(list_codes):
     lines = list(list_codes("The user", ":user_changed:\n   Nothing\n   is wrong."))
     place = next(i for i, line in enumerate(lines) if "``user_changed`` (" in line)
