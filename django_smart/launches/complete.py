@@ -351,10 +351,9 @@ def _use_tokens(
 
 def _note(launch: Launch, deviations: Sequence[Deviation]) -> None:
     """Let *launch* be stored with what its EHR did differently."""
-    for each in deviations:
+    for each in deviations[: _MOST_DEVIATIONS - len(launch.deviations)]:
         logger.info("Launch %s: %s (%s)", launch.pk, each.code, each.evidence)
-    found = [[each.code, each.evidence] for each in deviations]
-    launch.deviations = [*launch.deviations, *found][:_MOST_DEVIATIONS]
+        launch.deviations = [*launch.deviations, [each.code, each.evidence]]
 
 
 def _check_user(request: HttpRequest, launch: Launch) -> None:
