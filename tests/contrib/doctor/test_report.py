@@ -27,7 +27,7 @@ from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.faults import FAULTS
 from django_smart.testing.simulator.faults.registry import Fault
-from tests.ehr import PATIENT, get_callback, launch, make_browser
+from tests.ehr import PATIENT, get_callback, launch, make_browser, start_login
 from tests.faults import LAUNCH_EXCHANGES, REFUSED, named
 
 pytestmark = pytest.mark.django_db
@@ -137,6 +137,33 @@ def test_refusal_that_is_the_turn_of_the_ehr_is_reported(
     assert {*codes} <= of_the_ehr
 
 
+@pytest.mark.parametrize(
+    ("quirk", "field", "code"),
+    [
+        ("context_in_access_token", "context_in_access_token", "context_in_token"),
+        ("patient_in_fhir_user", "patient_from_fhir_user", "patient_in_fhir_user"),
+    ],
+)
+def test_deviation_that_an_operator_allowed_is_reported(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    quirk: str,
+    field: str,
+    code: str,
+) -> None:
+    ehr.quirks = [quirk]
+    FHIRServer.objects.update(quirks={field: True})
+    browser = make_browser()
+    url = ehr.authorize(start_login(browser), user=f"Patient/{PATIENT}")
+    get_callback(browser, url)
+    one = Launch.objects.get(status=Launch.Status.OPEN)
+    assert code in {found for found, _ in one.deviations}
+    report = render_report(
+        read_report(FHIRServer.objects.get(pk=registration.server_id))
+    )
+    assert f"Set on this site because of the server: {field}." in report
+
+
 # How it is stored
 
 
@@ -229,7 +256,8 @@ VALUES: list[Any] = [
     CANARY,
     f"Name {CANARY} <{CANARY}@example.org>",
     f"Patient/{CANARY}",
-    f"https://{CANARY}.example.org/{CANARY}",
+    f"Practitioner/{CANARY}",
+    f"https://{CANARY}.example.org/fhir/Practitioner/{CANARY}",
     {CANARY: CANARY},
     [CANARY],
 ]
