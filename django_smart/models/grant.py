@@ -234,12 +234,10 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Args:
             changed: as for :meth:`store_refreshed`.
         """
-        if not self.filter(pk=grant.pk).not_replaced().exists():
-            return False
         grant.was_restored, grant.ended_at = True, None
         names = (*_REFRESHED, "status", "ended_at", *changed)
         lost = self.filter(status=TokenGrant.Status.NEEDS_REAUTHORIZATION)
-        return lost._store(grant, names, used_digest=used_digest)
+        return lost.not_replaced()._store(grant, names, used_digest=used_digest)
 
     def store_rotated(self, grant: TokenGrant, *, used_digest: str) -> bool:
         """Store only the refresh token, by the same compare-and-set."""
@@ -342,17 +340,8 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
         Those past their known end stay lost.
         """
-        lost = (
-            self.lost(within=LOST_TOKENS_KEPT)
-            .exclude(refresh_token_digest="")
-            .not_replaced()
-        )
-        # By primary key: MariaDB updates no table that the same statement reads. The
-        # owner may have disconnected one since.
-        return self.filter(
-            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
-            pk__in=list(lost.values_list("pk", flat=True)),
-        ).update(
+        lost = self.lost(within=LOST_TOKENS_KEPT).exclude(refresh_token_digest="")
+        return lost.not_replaced().update(
             status=TokenGrant.Status.ACTIVE,
             ended_at=None,
             was_restored=True,
