@@ -251,9 +251,7 @@ def build_fhir_client(
     *,
     launch: Launch | None = None,
     base_url: str = "",
-    patient_id: str | None = None,
     transport: EHRTransport | None = None,
-    scopes: ScopeSet | None = None,
     keeps_to_record: bool = True,
 ) -> FHIRClient:
     """
@@ -261,18 +259,16 @@ def build_fhir_client(
 
     Args:
         launch: whose requests they are, for the signal.
-        base_url: another FHIR endpoint that accepts the token (RESP-20), where
-            *patient_id* is the patient and *scopes* are granted.
+        base_url: where the server's configuration says that app state is (RESP-20).
         transport: another transport, such as one with a shorter timeout.
         keeps_to_record: whether to restrict ``patient/`` scopes to the patient's
             record, whatever the server allows.
     """
     server = grant.registration.server
-    patient_id = patient_id if base_url else grant.patient_id or None
-
+    patient_id = None if base_url else grant.patient_id or None
     return FHIRClient(
         base_url=base_url or server.base_url,
-        tokens=_GrantTokens(grant, scopes),
+        tokens=_GrantTokens(grant),
         transport=transport or EHRTransport(server),
         observer=_Observer(lambda: grant, launch=launch, patient_id=patient_id),
         boundary="base" if base_url else _get_boundary(server),
@@ -280,8 +276,7 @@ def build_fhir_client(
         record_rules=RecordRules(
             may_write_unread=grant.registration.unread_changes,
             # A refresh can take these scopes away, and leave others.
-            always=grant.is_for_patient
-            and (scopes is None or not scopes.resource_scopes),
+            always=grant.is_for_patient,
         )
         if keeps_to_record
         else None,
@@ -291,13 +286,12 @@ def build_fhir_client(
 class _GrantTokens:
     """The token of a grant, refreshed when it expires."""
 
-    def __init__(self, grant: TokenGrant, scopes: ScopeSet | None) -> None:
+    def __init__(self, grant: TokenGrant) -> None:
         self._grant = grant
-        self._scopes = scopes
 
     @property
     def scopes(self) -> ScopeSet:
-        return self._grant.scopes if self._scopes is None else self._scopes
+        return self._grant.scopes
 
     def get(self) -> str:
         return get_access_token(self._grant)

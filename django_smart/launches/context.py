@@ -18,26 +18,12 @@ from django.utils import timezone
 
 from ..clients import build_async_client, build_fhir_client
 from ..conf import conf
-from ..exceptions import (
-    BearerBoundaryError,
-    InsecureURLError,
-    NoLaunchError,
-    PrefixError,
-)
+from ..exceptions import NoLaunchError, PrefixError
 from ..models import Launch, TokenGrant
 from ..models.launch import LEFT_FRAME
-from ..protocol.authorization_details import (
-    AuthorizationDetail,
-    parse_authorization_details,
-)
-from ..protocol.context import (
-    DEFAULT_ROLE,
-    FHIRcastHub,
-    FHIRContextItem,
-    LaunchContext,
-)
+from ..protocol.context import DEFAULT_ROLE, FHIRContextItem, LaunchContext
 from ..protocol.scopes import ScopeSet
-from ..protocol.urls import get_origin, normalize_base_url
+from ..protocol.urls import get_origin
 from ..servers.discovery import get_configuration
 from ..transport import is_in_event_loop
 from .browser import get_browser
@@ -179,15 +165,6 @@ class SMARTContext:
         return None if needed is False and left_frame else needed
 
     @property
-    def hub(self) -> FHIRcastHub | None:
-        """
-        ``url`` and ``topic`` of the FHIRcast session; ``None`` unless both were sent.
-
-        Spec: FHIRcast 3.0.0, "Session Discovery".
-        """
-        return self._context.hub
-
-    @property
     def style(self) -> SMARTStyle | None:
         """
         Style of the EHR; ``None`` if it has none that can be used (RESP-15).
@@ -218,15 +195,6 @@ class SMARTContext:
     def scopes(self) -> ScopeSet:
         """The granted scopes, which can differ from the requested ones (RESP-03)."""
         return self.grant.scopes if self.grant else ScopeSet()
-
-    @cached_property
-    def authorization_details(self) -> tuple[AuthorizationDetail, ...]:
-        """FHIR endpoints that accept the token, with scopes and context (RESP-18)."""
-        return parse_authorization_details(
-            self.context,
-            scopes=self.scopes,
-            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-        )
 
     @cached_property
     def fhir(self) -> FHIRClient:
@@ -280,37 +248,6 @@ class SMARTContext:
             client,
             fhir_base_url=fhir_base_url,
             system=conf.SMART_APP_STATE_SYSTEM or get_origin(launch.redirect_uri),
-        )
-
-    def fhir_at(self, location: str) -> FHIRClient:
-        """
-        Client for another FHIR endpoint that accepts the launch's token.
-
-        Args:
-            location: one of the ``locations`` of :attr:`authorization_details`.
-
-        Raises:
-            NoLaunchError: there is no launch.
-            BearerBoundaryError: *location* is not one of them (RESP-20).
-        """
-        launch, grant = self._get_grant()
-        try:
-            wanted = normalize_base_url(location)
-        except InsecureURLError as error:
-            raise BearerBoundaryError("This is not the URL of an endpoint.") from error
-        for detail in self.authorization_details:
-            for base_url in detail.locations:
-                if normalize_base_url(base_url) == wanted:
-                    return build_fhir_client(
-                        grant,
-                        launch=launch,
-                        base_url=wanted,
-                        patient_id=detail.context.patient,
-                        scopes=detail.scopes,
-                    )
-        raise BearerBoundaryError(
-            "The access token is not for this endpoint: the launch's "
-            "authorization_details do not name it."
         )
 
     def _get_grant(self) -> tuple[Launch, TokenGrant]:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..exceptions import CredentialsError, SMARTError
 from ..fields import DigestField, EncryptedTextField, digest
-from ..protocol.capabilities import Capability, CapabilitySet, get_capability_sets
+from ..protocol.capabilities import Capability
 from ..protocol.configuration import (
     REQUEST_PARAMETERS,
     SMARTConfiguration,
@@ -477,11 +477,6 @@ class FHIRServer(models.Model):
         configuration = self.read_configuration()
         named = configuration.capabilities if configuration else frozenset()
         return frozenset(each for each in Capability if each in named)
-
-    def get_capability_sets(self) -> frozenset[CapabilitySet]:
-        """The capability sets that the server fully supports (CAPS-04 to CAPS-07)."""
-        configuration = self.read_configuration()
-        return get_capability_sets(configuration.capabilities if configuration else ())
 
     def build_log_fields(
         self, event: str, *, error_code: str = ""

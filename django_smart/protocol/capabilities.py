@@ -1,11 +1,10 @@
-"""Capabilities of servers, and the four sets defined for them."""
+"""Capabilities of servers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
 
-__all__ = ["Capability", "CapabilitySet", "get_capability_sets"]
+__all__ = ["Capability"]
 
 
 class Capability(StrEnum):
@@ -35,64 +34,3 @@ class Capability(StrEnum):
     PERMISSION_V1 = "permission-v1"
     PERMISSION_V2 = "permission-v2"
     SMART_APP_STATE = "smart-app-state"
-
-
-class CapabilitySet(StrEnum):
-    """A set of capabilities for one purpose, by its name in the specification."""
-
-    PATIENT_STANDALONE = "Patient Access for Standalone Apps"
-    PATIENT_EHR = "Patient Access for EHR Launch"
-    CLINICIAN_STANDALONE = "Clinician Access for Standalone"
-    CLINICIAN_EHR = "Clinician Access for EHR Launch"
-
-
-# Each also needs one of _CLIENT_TYPES.
-_REQUIRED: dict[CapabilitySet, frozenset[str]] = {
-    CapabilitySet.PATIENT_STANDALONE: frozenset(
-        {
-            Capability.LAUNCH_STANDALONE,
-            Capability.CONTEXT_STANDALONE_PATIENT,
-            Capability.PERMISSION_PATIENT,
-        }
-    ),
-    CapabilitySet.PATIENT_EHR: frozenset(
-        {
-            Capability.LAUNCH_EHR,
-            Capability.CONTEXT_EHR_PATIENT,
-            Capability.PERMISSION_PATIENT,
-        }
-    ),
-    CapabilitySet.CLINICIAN_STANDALONE: frozenset(
-        {
-            Capability.LAUNCH_STANDALONE,
-            Capability.PERMISSION_USER,
-            Capability.PERMISSION_PATIENT,
-        }
-    ),
-    CapabilitySet.CLINICIAN_EHR: frozenset(
-        {
-            Capability.LAUNCH_EHR,
-            Capability.CONTEXT_EHR_PATIENT,
-            Capability.CONTEXT_EHR_ENCOUNTER,
-            Capability.PERMISSION_USER,
-            Capability.PERMISSION_PATIENT,
-        }
-    ),
-}
-_CLIENT_TYPES = frozenset(
-    {Capability.CLIENT_PUBLIC, Capability.CLIENT_CONFIDENTIAL_SYMMETRIC}
-)
-
-
-def get_capability_sets(capabilities: Iterable[str]) -> frozenset[CapabilitySet]:
-    """
-    Return the sets that *capabilities* complete.
-
-    Spec: SMART App Launch 2.2, "Conformance", Capability Sets.
-    """
-    present = frozenset(capabilities)
-    if present.isdisjoint(_CLIENT_TYPES):
-        return frozenset()
-    return frozenset(
-        name for name, required in _REQUIRED.items() if required <= present
-    )

@@ -36,6 +36,18 @@ _ENDPOINTS = (
     "introspection_endpoint",
     "revocation_endpoint",
 )
+# Read alike; what no launch needs comes last.
+_URLS = (
+    *("jwks_uri", "registration_endpoint", "introspection_endpoint"),
+    *("revocation_endpoint", "end_session_endpoint"),
+)
+_LISTS = (
+    "token_endpoint_auth_methods_supported",
+    "token_endpoint_auth_signing_alg_values_supported",
+    "introspection_endpoint_auth_methods_supported",
+    "id_token_signing_alg_values_supported",
+)
+_INCIDENTAL_URLS = ("management_endpoint", "user_access_brand_bundle")
 _Value = TypeVar("_Value")
 
 _WHITE_SPACE = re.compile(r"[\x00-\x20\x7f]")
@@ -90,14 +102,12 @@ class SMARTConfiguration:
     introspection_endpoint: str | None = None
     revocation_endpoint: str | None = None
     end_session_endpoint: str | None = None
-    smart_app_state_endpoint: str | None = None
     user_access_brand_bundle: str | None = None
     user_access_brand_identifier: Mapping[str, str] | None = None
     capabilities: frozenset[str] = frozenset()
     grant_types_supported: tuple[str, ...] = ()
     code_challenge_methods_supported: tuple[str, ...] = ()
     scopes_supported: tuple[str, ...] | None = None
-    response_types_supported: tuple[str, ...] | None = None
     token_endpoint_auth_methods_supported: tuple[str, ...] | None = None
     token_endpoint_auth_signing_alg_values_supported: tuple[str, ...] | None = None
     introspection_endpoint_auth_methods_supported: tuple[str, ...] | None = None
@@ -138,22 +148,14 @@ class SMARTConfiguration:
         token_endpoint = reader.url("token_endpoint")
         if token_endpoint is None:
             raise DiscoveryError("token_endpoint is missing.")
+        values: dict[str, Any] = {name: reader.url(name) for name in _URLS}
+        values |= {name: reader.strings(name) for name in _LISTS}
+        for name in _INCIDENTAL_URLS:
+            values[name] = reader.optional(reader.url, name)
         return cls(
             token_endpoint=token_endpoint,
             authorization_endpoint=reader.authorization_endpoint(),
             issuer=reader.absolute_url("issuer"),
-            jwks_uri=reader.url("jwks_uri"),
-            registration_endpoint=reader.url("registration_endpoint"),
-            management_endpoint=reader.optional(reader.url, "management_endpoint"),
-            introspection_endpoint=reader.url("introspection_endpoint"),
-            revocation_endpoint=reader.url("revocation_endpoint"),
-            end_session_endpoint=reader.url("end_session_endpoint"),
-            smart_app_state_endpoint=reader.optional(
-                reader.url, "smart_app_state_endpoint"
-            ),
-            user_access_brand_bundle=reader.optional(
-                reader.url, "user_access_brand_bundle"
-            ),
             user_access_brand_identifier=reader.optional(
                 reader.identifier, "user_access_brand_identifier"
             ),
@@ -163,21 +165,6 @@ class SMARTConfiguration:
                 reader.strings("code_challenge_methods_supported") or ()
             ),
             scopes_supported=reader.optional(reader.strings, "scopes_supported"),
-            response_types_supported=reader.optional(
-                reader.strings, "response_types_supported"
-            ),
-            token_endpoint_auth_methods_supported=reader.strings(
-                "token_endpoint_auth_methods_supported"
-            ),
-            token_endpoint_auth_signing_alg_values_supported=reader.strings(
-                "token_endpoint_auth_signing_alg_values_supported"
-            ),
-            introspection_endpoint_auth_methods_supported=reader.strings(
-                "introspection_endpoint_auth_methods_supported"
-            ),
-            id_token_signing_alg_values_supported=reader.strings(
-                "id_token_signing_alg_values_supported"
-            ),
             associated_endpoints=reader.optional(
                 lambda name: tuple(reader.associated_endpoints(name)),
                 "associated_endpoints",
@@ -188,6 +175,7 @@ class SMARTConfiguration:
             ),
             deviations=(*_find_deviations(document), *reader.deviations),
             raw=dict(document),
+            **values,
         )
 
     def has(self, capability: str) -> bool:

@@ -16,7 +16,6 @@ __all__ = [
     "DEFAULT_ROLE",
     "MAX_CONTEXT_LENGTH",
     "FHIRContextItem",
-    "FHIRcastHub",
     "LaunchContext",
     "check_length",
     "fill_in_context",
@@ -40,8 +39,6 @@ _OAUTH_MEMBERS = {
 _CONTEXT_MEMBERS = {
     "encounter": "encounter",
     "fhirContext": "fhir_context",
-    "hub.topic": "hub",
-    "hub.url": "hub",
     "intent": "intent",
     "need_patient_banner": "need_patient_banner",
     "patient": "patient",
@@ -83,24 +80,6 @@ class FHIRContextItem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FHIRcastHub:
-    """
-    The FHIRcast session that this launch may join.
-
-    Attributes:
-        url: where to subscribe; https, on any host.
-        topic: identifies the session; a secret, since it is a subscriber's only
-            credential.
-
-    Spec: FHIRcast 3.0.0, "Session Discovery"; the members ``hub.url`` and
-    ``hub.topic`` of the token response.
-    """
-
-    url: str = field(repr=False)
-    topic: str = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchContext:
     """
     The context in which the EHR opened the app.
@@ -112,7 +91,6 @@ class LaunchContext:
         fhir_context: the well-formed items of ``fhirContext``.
         need_patient_banner: ``None`` if absent, which is not the same as ``False``.
         smart_style_url: a URL that is safe to fetch, or ``None``.
-        hub: ``None`` unless both of its members are present and valid.
         extra: unknown members, such as ``appContext``.
         deviations: what differs from the specification, or was ignored.
     """
@@ -124,7 +102,6 @@ class LaunchContext:
     intent: str | None = field(default=None, repr=False)
     tenant: str | None = field(default=None, repr=False)
     smart_style_url: str | None = field(default=None, repr=False)
-    hub: FHIRcastHub | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     deviations: tuple[Deviation, ...] = field(default=(), compare=False)
 
@@ -170,7 +147,6 @@ class LaunchContext:
             smart_style_url=_parse_url(
                 parameters, "smart_style_url", found, insecure_hosts
             ),
-            hub=_parse_hub(parameters, found, insecure_hosts),
             extra={
                 name: value
                 for name, value in parameters.items()
@@ -314,23 +290,6 @@ def _parse_url(
     except InsecureURLError as exc:
         found.append(Deviation(code="context_ignored", evidence=str(exc)))
         return None
-
-
-def _parse_hub(
-    parameters: Mapping[str, Any],
-    found: list[Deviation],
-    insecure_hosts: frozenset[str],
-) -> FHIRcastHub | None:
-    """Read the hub, if complete: neither member is useful alone."""
-    count = len(found)
-    url = _parse_url(parameters, "hub.url", found, insecure_hosts)
-    topic = _parse_text(parameters, "hub.topic", found)
-    if url and topic:
-        return FHIRcastHub(url=url, topic=topic)
-    if (url or topic) and len(found) == count:
-        evidence = "only one of hub.url and hub.topic was sent"
-        found.append(Deviation(code="context_ignored", evidence=evidence))
-    return None
 
 
 def _parse_fhir_context(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from django_smart.exceptions import (
@@ -18,28 +18,13 @@ __all__ = [
     "build_discovery_request",
     "build_jwks_request",
     "build_openid_configuration_request",
-    "is_without_endpoints",
-    "process_capability_statement",
     "process_discovery_response",
     "process_jwks_response",
     "process_openid_configuration_response",
 ]
 
-_OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
-_CAPABILITIES = (
-    "http://fhir-registry.smarthealthit.org/StructureDefinition/capabilities"
-)
 # Limit for a JWK Set; the largest known ones have about twenty keys.
 _MAX_KEYS = 100
-_ENDPOINTS = ("authorization_endpoint", "token_endpoint")
-_OAUTH_URI_MEMBERS = {
-    "authorize": "authorization_endpoint",
-    "token": "token_endpoint",
-    "register": "registration_endpoint",
-    "manage": "management_endpoint",
-    "introspect": "introspection_endpoint",
-    "revoke": "revocation_endpoint",
-}
 
 
 def build_discovery_request(
@@ -77,72 +62,17 @@ def process_discovery_response(response: HTTPResponse) -> dict[str, Any]:
     return _parse_body(response, what="SMART configuration")
 
 
-def is_without_endpoints(response: HTTPResponse) -> bool:
-    """
-    Return whether to read the CapabilityStatement after this discovery response.
-
-    That is so for status 404, or a JSON object with neither endpoint. A configuration
-    with one of the two is taken as complete.
-    """
-    if response.status_code == 404:
-        return True
-    try:
-        document = process_discovery_response(response)
-    except DiscoveryError:
-        return False
-    return not any(document.get(name) for name in _ENDPOINTS)
-
-
 def build_capability_statement_request(
     base_url: str, *, headers: Mapping[str, str] | None = None
 ) -> HTTPRequest:
     """
-    Build the request for the CapabilityStatement.
-
-    Servers without a SMART configuration declare their endpoints there (deprecated).
+    Build the request for the CapabilityStatement, which every FHIR server has.
     """
     return HTTPRequest(
         method="GET",
         url=f"{base_url.removesuffix('/')}/metadata",
         headers={**(headers or {}), "Accept": "application/fhir+json"},
     )
-
-
-def process_capability_statement(response: HTTPResponse) -> dict[str, Any]:
-    """
-    Read the ``oauth-uris`` and ``capabilities`` extensions of a CapabilityStatement.
-
-    Returns:
-        a SMART configuration with only these members, so others are missing.
-
-    Raises:
-        DiscoveryStatusError: another status than 200.
-        DiscoveryError: not a JSON object.
-
-    Spec: SMART App Launch 2.2, "Conformance", Using CapabilityStatement.
-    """
-    statement = _parse_body(response, what="CapabilityStatement")
-    document: dict[str, Any] = {}
-    for rest in _objects(statement.get("rest")):
-        security = rest.get("security")
-        if not isinstance(security, dict):
-            continue
-        for extension in _objects(security.get("extension")):
-            if extension.get("url") == _OAUTH_URIS:
-                for uri in _objects(extension.get("extension")):
-                    member = _OAUTH_URI_MEMBERS.get(str(uri.get("url")))
-                    if member:
-                        document.setdefault(member, uri.get("valueUri"))
-            elif extension.get("url") == _CAPABILITIES:
-                code = extension.get("valueCode")
-                document.setdefault("capabilities", []).append(code)
-    return document
-
-
-def _objects(value: object) -> Iterator[dict[str, Any]]:
-    """Return the objects in *value* if it is a list; anything else is ignored."""
-    if isinstance(value, list):
-        yield from (item for item in value if isinstance(item, dict))
 
 
 def build_openid_configuration_request(issuer: str) -> HTTPRequest:

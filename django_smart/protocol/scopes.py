@@ -374,24 +374,6 @@ class ScopeSet:
         covered = _select(self, granted, covered=True)
         return covered | covered.missing(_select(granted, self, covered=True))
 
-    def shortest(self) -> ScopeSet:
-        """Return the same access in the fewest scopes in v2 syntax (SCOPE-07)."""
-        merged: dict[object, Scope] = {}
-        for scope in self.to_v2():
-            key: object = scope
-            if isinstance(scope, ResourceScope):
-                key = (scope.level, scope.type.lower(), scope.query)
-                known = merged.get(key)
-                if isinstance(known, ResourceScope):
-                    scope = known.with_letters(known.letters + scope.letters)
-            merged[key] = scope
-        kept = list(merged.values())
-        for scope in tuple(kept):
-            rest = ScopeSet(tuple(other for other in kept if other is not scope))
-            if rest.covers(ScopeSet((scope,))):
-                kept.remove(scope)
-        return ScopeSet(tuple(kept))
-
     def to_v2(self) -> ScopeSet:
         """
         Return the same access with letters instead of ``read``, ``write`` and ``*``.

@@ -5,7 +5,6 @@ A server's configuration and keys: fetched rarely, kept in its state, shared by 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -33,12 +32,9 @@ from ..models.server_state import CLOCKS_DIFFER, ServerStateQuerySet
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.discovery import (
-    build_capability_statement_request,
     build_discovery_request,
     build_jwks_request,
     build_openid_configuration_request,
-    is_without_endpoints,
-    process_capability_statement,
     process_discovery_response,
     process_jwks_response,
     process_openid_configuration_response,
@@ -195,10 +191,9 @@ def fetch_configuration(
     """
     Fetch the configuration and store it with its time.
 
-    Reads the SMART configuration, or the CapabilityStatement if there is none; and the
-    OpenID configuration if the server supports OpenID Connect but does not name the
-    issuer, or cannot be trusted for the keys.  If the answer can differ between
-    clients, it is read for each.
+    Reads the SMART configuration, and the OpenID configuration if the server supports
+    OpenID Connect but does not name the issuer, or cannot be trusted for the keys.  If
+    the answer can differ between clients, it is read for each.
 
     Args:
         client_id: whose configuration is returned, registered or not yet.
@@ -263,7 +258,6 @@ def describe_configuration(server: FHIRServer) -> Iterator[tuple[str, str]]:
         "issuer": [server.id_token_issuer or state.issuer],
         "jwks_uri": [state.jwks_uri or found.jwks_uri or ""],
         **{name: getattr(found, name) or () for name in _LISTS},
-        "complete capability sets": server.get_capability_sets(),
     }
     for each in found.deviations:
         members[each.code] = [*members.get(each.code, ()), each.evidence]
@@ -471,19 +465,6 @@ def _fetch_document(
         build_discovery_request(server.base_url, headers=headers),
         server=server,
     )
-    is_set = answer.status_code == 200 and bool(overrides.get("token_endpoint"))
-    if is_without_endpoints(answer) and not is_set:
-        try:
-            statement = send(
-                build_capability_statement_request(server.base_url, headers=headers),
-                server=server,
-                max_body=sys.maxsize,
-            )
-            document = process_capability_statement(statement)
-            return SMARTConfiguration.from_json(document, **where), statement
-        except (TransportError, DiscoveryError) as exc:
-            # Report the error of the document that should exist.
-            logger.info("Server %s: no CapabilityStatement either (%s)", server.pk, exc)
     document = process_discovery_response(answer)
     return SMARTConfiguration.from_json(document, **where), answer
 

@@ -15,7 +15,6 @@ from django_smart.exceptions import (
     ForeignPatientError,
 )
 from django_smart.models import ClientRegistration, TokenGrant
-from django_smart.protocol.scopes import ScopeSet
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
 from django_smart.testing.site import add_resource
@@ -147,14 +146,5 @@ def test_client_keeps_to_the_patient_however_the_scopes_are_named(ehr, scope):
     fhir = build_fhir_client(grant)
     found = fhir.search("Observation", limit=1000)
     assert {each["subject"]["reference"] for each in found} == {f"Patient/{PATIENT}"}
-    with pytest.raises(ForeignPatientError):
-        fhir.read("Observation", "theirs")
-    # As an entry of authorization_details may be for another endpoint.
-    fhir = build_fhir_client(
-        grant,
-        base_url=ehr.base_url,
-        patient_id=PATIENT,
-        scopes=ScopeSet.parse(scope),
-    )
     with pytest.raises(ForeignPatientError):
         fhir.read("Observation", "theirs")

@@ -9,12 +9,12 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import AnonymousUser
 from django.template import engines
 
-from django_smart.exceptions import BearerBoundaryError, NoLaunchError
-from django_smart.models import FHIRServer, Launch
+from django_smart.exceptions import BearerBoundaryError
+from django_smart.models import Launch
 from django_smart.protocol.style import SMARTStyle
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
-from tests.ehr import PATIENT, make_browser
+from tests.ehr import make_browser
 from tests.site.browsers import SITE_MARKS, Chart, make_context, open_chart
 
 pytestmark = SITE_MARKS
@@ -60,20 +60,6 @@ def test_further_resources_are_found_by_role(ehr):
     assert make_empty_context().items_with_role() == ()
 
 
-def test_the_fhircast_session_of_the_launch_is_there(ehr):
-    url, topic = "https://hub.example.org/api", "session-7"
-    hub = open_context(ehr, hub=(url, topic)).hub
-    assert (hub.url, hub.topic) == (url, topic)
-    # One that cannot be subscribed to safely is none; the launch goes on.
-    context = open_context(ehr, hub=("http://hub.example.org/api", topic))
-    assert context.hub is None
-    (deviation,) = context.launch.deviations
-    assert deviation[0] == "context_ignored"
-    assert "hub.url" in deviation[1]
-    assert context.patient_id == PATIENT
-    assert make_empty_context().hub is None
-
-
 @pytest.mark.compliance("FCTX-07", "FCTX-08")
 def test_references_are_resolved_at_the_server_of_the_launch_alone(ehr):
     observation = next(iter(ehr.data["Observation"]))
@@ -117,107 +103,6 @@ def test_members_that_nobody_knows_are_kept(ehr):
     context = open_context(ehr).context
     assert {name: context[name] for name in extra} == extra
     assert not {"access_token", "refresh_token", "id_token"} & set(context)
-
-
-# Several endpoints
-
-
-@pytest.fixture
-def two_endpoints(ehr):
-    """A token that is good for an R2 endpoint as well, as in the specification."""
-    answer(
-        ehr,
-        TOKEN_PATH,
-        authorization_details=[
-            {
-                "type": "smart_on_fhir",
-                "locations": [f"{R2}/"],
-                "fhirVersions": ["1.0.2"],
-                "scope": "patient/Condition.read",
-                "patient": "r2-7",
-            },
-            {"type": "smart_on_fhir", "locations": [R4], "fhirVersions": ["4.0.1"]},
-            {"type": "payment", "locations": ["https://bank.example.org"]},
-            {
-                "type": "smart_on_fhir",
-                "locations": ["https://ehr.example.org/fhir?x=1"],
-                "fhirVersions": ["4.0.1"],
-            },
-        ],
-    )
-
-
-@pytest.mark.compliance("RESP-18")
-@pytest.mark.usefixtures("two_endpoints")
-def test_endpoints_have_scopes_and_context_of_their_own(ehr):
-    context = open_context(ehr)
-    old, new = context.authorization_details
-    assert (old.locations, old.fhir_versions) == ((f"{R2}/",), ("1.0.2",))
-    assert (str(old.scopes), old.context.patient) == ("patient/Condition.read", "r2-7")
-    assert (new.scopes, new.context.patient) == (context.scopes, PATIENT)
-    assert make_empty_context().authorization_details == ()
-
-
-@pytest.mark.compliance("RESP-18", "RESP-20")
-@pytest.mark.usefixtures("two_endpoints")
-@pytest.mark.parametrize("location", [R2, f"{R2}/"])
-def test_token_goes_to_the_endpoints_it_is_good_for(ehr, location):
-    context = open_context(ehr)
-    # Another version of FHIR, and below its own base alone.
-    FHIRServer.objects.update(quirks={"bearer_boundary": "origin"})
-    fhir = context.fhir_at(location)
-    assert fhir.patient_id == "r2-7"
-    ehr.clear_requests()
-    with pytest.raises(Exception, match="404"):
-        fhir.read("Condition", "1")
-    (request,) = ehr.requests
-    assert request.url == f"{R2}/Condition/1"
-    token = context.grant.access_token
-    assert request.headers["Authorization"] == f"Bearer {token}"
-    with pytest.raises(BearerBoundaryError):
-        fhir.get(f"{R4}/Condition/1")
-
-
-@pytest.mark.compliance("RESP-20")
-@pytest.mark.usefixtures("two_endpoints")
-@pytest.mark.parametrize(
-    "location",
-    [
-        *("https://bank.example.org", f"{R2}/x", "https://ehr.example.org/fhir?x=1"),
-        *("", "fhir", R2.replace("/v/", "/V/"), f"{R2}/../r2", "https://ehr:x/v/r2"),
-    ],
-)
-def test_token_goes_to_no_endpoint_that_is_not_named(ehr, location):
-    with pytest.raises(BearerBoundaryError):
-        open_context(ehr).fhir_at(location)
-
-
-@pytest.mark.compliance("RESP-18")
-@pytest.mark.parametrize(
-    "named", ["https://EHR.example.org", "HTTPS://ehr.example.org:443"]
-)
-def test_endpoint_is_the_same_however_its_host_is_written(ehr, named):
-    named += "/v/r2/fhir"
-    detail = {
-        "type": "smart_on_fhir",
-        "locations": [named],
-        "fhirVersions": ["1.0.2"],
-        "scope": "patient/Condition.read",
-    }
-    answer(ehr, TOKEN_PATH, authorization_details=[detail])
-    context = open_context(ehr)
-    [location] = context.authorization_details[0].locations
-    assert location == named
-    for one in (location, R2, f"{R2}/", "https://ehr.example.org:443/v/r2/fhir"):
-        ehr.clear_requests()
-        with pytest.raises(Exception, match="404"):
-            context.fhir_at(one).read("Condition", "1")
-        assert len(ehr.requests) == 1
-
-
-def test_without_a_launch_there_is_no_endpoint():
-    with pytest.raises(NoLaunchError):
-        make_empty_context().fhir_at(R4)
 
 
 # Style

@@ -20,14 +20,12 @@ from django_smart.exceptions import (
     RegistrationError,
     SMARTError,
 )
-from django_smart.protocol.authorization_details import parse_authorization_details
 from django_smart.protocol.client_registration import (
     process_registration_response,
 )
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.context import LaunchContext
 from django_smart.protocol.discovery import (
-    process_capability_statement,
     process_discovery_response,
     process_jwks_response,
     process_openid_configuration_response,
@@ -64,21 +62,6 @@ def _objects(*names: str) -> st.SearchStrategy[dict[str, Any]]:
 
 def _answer(value: object, status_code: int = 200) -> HTTPResponse:
     return HTTPResponse(status_code=status_code, body=json.dumps(value).encode())
-
-
-@given(
-    st.lists(
-        _objects("type", "locations", "fhirVersions", "scope", "patient", "encounter")
-        | _JSON,
-        max_size=3,
-    )
-    | _JSON
-)
-def test_any_authorization_details_are_read_or_passed_over(value):
-    for detail in parse_authorization_details(
-        {"authorization_details": value}, scopes=ScopeSet.parse("openid")
-    ):
-        assert all(location.startswith("https://") for location in detail.locations)
 
 
 @given(
@@ -141,7 +124,6 @@ def test_any_header_is_a_number_of_seconds_or_none(value):
 
 _configure = partial(SMARTConfiguration.from_json, base_url=BASE_URL)
 _PARSERS: dict[str, Callable[[HTTPResponse], object]] = {
-    "capability statement": lambda it: _configure(process_capability_statement(it)),
     "configuration": lambda it: _configure(process_discovery_response(it)),
     "introspection": lambda answer: process_introspection_response(answer),
     "key set": process_jwks_response,

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from django_smart.exceptions import MalformedTokenResponseError
 from django_smart.protocol.context import (
     MAX_CONTEXT_LENGTH,
-    FHIRcastHub,
     FHIRContextItem,
     LaunchContext,
     check_length,
@@ -22,7 +21,6 @@ from django_smart.protocol.context import (
 from tests.protocol.helpers import SEED, VECTORS
 
 FHIR_CONTEXT = VECTORS["fhir_context"]
-HUB = {"hub.url": "https://hub.example.org/api", "hub.topic": "session-7"}
 
 
 def read(**parameters):
@@ -138,9 +136,6 @@ def test_the_banner_is_a_boolean_or_absent(value, expected):
         ("smart_style_url", {}),
         ("smart_style_url", "http://ehr.example.org/style.json"),
         ("smart_style_url", "javascript:alert(1)"),
-        ("hub.url", {}),
-        ("hub.url", "http://hub.example.org/"),
-        ("hub.topic", 7),
         ("fhirContext", {}),
         ("fhirContext", "List/1"),
     ],
@@ -275,7 +270,6 @@ def test_a_context_survives_a_json_column():
         "intent": "i",
         "tenant": "t",
         "smart_style_url": "https://ehr.example.org/style.json",
-        **HUB,
         "fhirContext": [
             {"reference": "List/1", "note": 1},
             {"canonical": "https://a.example/Measure/1|2", "type": "Measure"},
@@ -293,39 +287,6 @@ def test_a_context_survives_a_json_column():
     evidence = [each.evidence for each in context.deviations]
     assert "fhirContext[3] is not an object" in evidence
     assert merge_parameters({}, {}) == {}
-
-
-def test_a_fhircast_hub_has_a_url_and_a_topic():
-    context = read(**HUB)
-    assert context.hub == FHIRcastHub(
-        url="https://hub.example.org/api", topic="session-7"
-    )
-    assert context.extra == {}
-    assert context.deviations == ()
-    assert "session-7" not in f"{context!r} {context.hub!r}"
-    assert read().hub is None
-    local = {**HUB, "hub.url": "http://localhost:9000/hub"}
-    hosts = frozenset({"localhost"})
-    allowed = LaunchContext.from_parameters(local, insecure_hosts=hosts)
-    assert allowed.hub is not None
-
-
-@pytest.mark.parametrize("name", HUB)
-@pytest.mark.parametrize("value", [None, "", 7])
-def test_half_a_hub_is_none(name, value):
-    context = read(**{**HUB, name: value})
-    assert context.hub is None
-    codes = {each.code for each in context.deviations}
-    assert codes <= {"context_empty", "context_ignored"}
-
-
-def test_a_newer_hub_replaces_the_older():
-    older = {**HUB, "patient": "1"}
-    newer = {"hub.url": "https://hub.example.org/b", "hub.topic": "session-8"}
-    assert merge_parameters(older, newer) == {**older, **newer}
-    # Half a hub would make a hub that nobody named.
-    half = {"hub.url": "https://elsewhere.example.net/"}
-    assert merge_parameters(older, half) == older
 
 
 @pytest.mark.compliance("FHIR-06", "EHRL-09")

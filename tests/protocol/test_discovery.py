@@ -16,8 +16,6 @@ from django_smart.exceptions import (
 )
 from django_smart.protocol.capabilities import (
     Capability,
-    CapabilitySet,
-    get_capability_sets,
 )
 from django_smart.protocol.configuration import (
     AssociatedEndpoint,
@@ -29,8 +27,6 @@ from django_smart.protocol.discovery import (
     build_discovery_request,
     build_jwks_request,
     build_openid_configuration_request,
-    is_without_endpoints,
-    process_capability_statement,
     process_discovery_response,
     process_jwks_response,
     process_openid_configuration_response,
@@ -51,21 +47,17 @@ URL_MEMBERS = [
     "introspection_endpoint",
     "revocation_endpoint",
     "end_session_endpoint",
-    "smart_app_state_endpoint",
     "user_access_brand_bundle",
 ]
 INCIDENTAL = [
     "associated_endpoints",
     "management_endpoint",
-    "response_types_supported",
     "scopes_supported",
-    "smart_app_state_endpoint",
     "user_access_brand_bundle",
     "user_access_brand_identifier",
 ]
 LIST_MEMBERS = [
     "scopes_supported",
-    "response_types_supported",
     "token_endpoint_auth_methods_supported",
     "token_endpoint_auth_signing_alg_values_supported",
     "introspection_endpoint_auth_methods_supported",
@@ -349,30 +341,6 @@ def test_capabilities_that_nobody_knows_have_no_name():
     assert configuration.has("future-thing")
 
 
-@pytest.mark.compliance("DISC-03")
-@pytest.mark.parametrize(
-    ("status", "document", "expected"),
-    [
-        (404, {}, True),
-        (404, MINIMAL, True),
-        (200, {"capabilities": []}, True),
-        (200, {"token_endpoint": "", "authorization_endpoint": None}, True),
-        (200, {"authorization_endpoint": "https://as.example.org/a"}, False),
-        (200, MINIMAL, False),
-        (200, b"<html>", False),
-        (200, b"[]", False),
-        (403, {}, False),
-        (410, {}, False),
-        (500, {}, False),
-    ],
-)
-def test_the_capability_statement_is_for_servers_without_a_configuration(
-    status, document, expected
-):
-    answer = build_answer(document, status_code=status)
-    assert is_without_endpoints(answer) is expected
-
-
 def test_endpoints_set_by_hand_come_before_those_of_a_document():
     overrides = {"token_endpoint": "https://set.example.org/token"}
     document = {**MINIMAL, "introspection_endpoint": "https://as.example.org/i"}
@@ -387,14 +355,6 @@ def test_endpoints_set_by_hand_come_before_those_of_a_document():
     assert deviation.evidence == "token_endpoint"
     with pytest.raises(DiscoveryError, match="token_endpoint is not https"):
         process(document, overrides={"token_endpoint": "http://set.example.org/token"})
-
-
-def test_endpoints_set_by_hand_come_before_those_of_a_statement():
-    configuration = process_statement(
-        {"resourceType": "CapabilityStatement"},
-        overrides={"token_endpoint": "https://set.example.org/token"},
-    )
-    assert configuration.token_endpoint == "https://set.example.org/token"
 
 
 def test_overrides_that_any_document_can_use_pass():
@@ -427,138 +387,11 @@ def test_overrides_that_no_document_can_use_are_refused(name, value):
         check_overrides({name: value})
 
 
-SETS = {
-    CapabilitySet.PATIENT_STANDALONE: [
-        "launch-standalone",
-        "context-standalone-patient",
-        "permission-patient",
-    ],
-    CapabilitySet.PATIENT_EHR: [
-        "launch-ehr",
-        "context-ehr-patient",
-        "permission-patient",
-    ],
-    CapabilitySet.CLINICIAN_STANDALONE: [
-        "launch-standalone",
-        "permission-user",
-        "permission-patient",
-    ],
-    CapabilitySet.CLINICIAN_EHR: [
-        "launch-ehr",
-        "context-ehr-patient",
-        "context-ehr-encounter",
-        "permission-user",
-        "permission-patient",
-    ],
-}
-
-
-@pytest.mark.compliance("CAPS-04", "CAPS-05", "CAPS-06", "CAPS-07")
-@pytest.mark.parametrize("client", ["client-public", "client-confidential-symmetric"])
-@pytest.mark.parametrize("name", SETS)
-def test_a_capability_set_is_there_if_none_of_its_members_is_missing(name, client):
-    members = [*SETS[name], client]
-    assert name in get_capability_sets(members)
-    for missing in members:
-        rest = [member for member in members if member != missing]
-        assert name not in get_capability_sets(rest)
-    others = [*SETS[name], "client-confidential-asymmetric"]
-    assert name not in get_capability_sets(others)
-    assert name in get_capability_sets([*others, client, "more"])
-
-
-def build_statement(*extensions):
-    return {
-        "resourceType": "CapabilityStatement",
-        "rest": [
-            "nonsense",
-            {"mode": "client"},
-            {"security": {"extension": "nonsense"}},
-            {"security": {"extension": ["nonsense", *extensions]}},
-        ],
-    }
-
-
-OAUTH_URIS = {
-    "url": "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris",
-    "extension": [
-        {"url": "authorize", "valueUri": "https://as.example.org/authorize"},
-        {"url": "token", "valueUri": "https://as.example.org/token"},
-        {"url": "register", "valueUri": "https://as.example.org/register"},
-        {"url": "manage", "valueUri": "https://as.example.org/manage"},
-        {"url": "introspect", "valueUri": "https://as.example.org/introspect"},
-        {"url": "revoke", "valueUri": "https://as.example.org/revoke"},
-        {"url": "other", "valueUri": "https://as.example.org/other"},
-        {"url": "token", "valueUri": "https://later.example.org/token"},
-        "nonsense",
-    ],
-}
-CAPABILITY = {
-    "url": "http://fhir-registry.smarthealthit.org/StructureDefinition/capabilities",
-    "valueCode": "launch-ehr",
-}
-OTHER_EXTENSION = {"url": "https://other.example.org/extension", "valueCode": "x"}
-
-
-def process_statement(statement, **kwargs):
-    found = process_capability_statement(build_answer(statement))
-    return SMARTConfiguration.from_json(found, **{"base_url": BASE_URL, **kwargs})
-
-
 def test_the_capability_statement_is_asked_for_below_the_base():
     request = build_capability_statement_request(f"{BASE_URL}/", headers={"X": "y"})
     assert request.url == f"{BASE_URL}/metadata"
     assert request.method == "GET"
     assert request.headers == {"Accept": "application/fhir+json", "X": "y"}
-
-
-def test_endpoints_of_a_capability_statement_are_read_as_those_of_a_configuration():
-    token = {"url": "token", "valueUri": "../token"}
-    statement = build_statement({**OAUTH_URIS, "extension": [token]})
-    configuration = process_statement(
-        statement,
-        base_url="http://localhost:8010/fhir/",
-        insecure_hosts=frozenset({"localhost"}),
-    )
-    assert configuration.token_endpoint == "http://localhost:8010/token"
-
-
-@pytest.mark.compliance("DISC-03")
-def test_endpoints_and_capabilities_are_read_from_a_capability_statement():
-    configuration = process_statement(
-        build_statement(OAUTH_URIS, CAPABILITY, OTHER_EXTENSION)
-    )
-    assert configuration.token_endpoint == "https://as.example.org/token"
-    assert configuration.authorization_endpoint == "https://as.example.org/authorize"
-    assert configuration.registration_endpoint == "https://as.example.org/register"
-    assert configuration.management_endpoint == "https://as.example.org/manage"
-    assert configuration.introspection_endpoint == "https://as.example.org/introspect"
-    assert configuration.revocation_endpoint == "https://as.example.org/revoke"
-    assert configuration.capabilities == {"launch-ehr"}
-    (deviation,) = configuration.deviations
-    assert deviation.evidence == (
-        "grant_types_supported, code_challenge_methods_supported"
-    )
-    stored = configuration.raw
-    assert SMARTConfiguration.from_json(stored, base_url=BASE_URL) == configuration
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        {},
-        {"rest": {}},
-        build_statement(),
-        build_statement(CAPABILITY),
-        build_statement({**OAUTH_URIS, "extension": []}),
-        build_statement(OAUTH_URIS, {**CAPABILITY, "valueCode": 7}),
-        build_statement({**OAUTH_URIS, "extension": [{"url": "token"}]}),
-        b"<CapabilityStatement/>",
-    ],
-)
-def test_a_capability_statement_without_sound_endpoints_is_refused(statement):
-    with pytest.raises(DiscoveryError):
-        process_statement(statement)
 
 
 @pytest.mark.compliance("IDT-02")
@@ -692,7 +525,6 @@ def test_a_jwk_set_of_more_than_a_hundred_keys_is_refused():
     [
         process_jwks_response,
         lambda answer: process_openid_configuration_response(answer, issuer=None),
-        process_capability_statement,
     ],
 )
 def test_no_document_is_taken_from_an_error_or_a_redirect(process_other):
@@ -732,19 +564,3 @@ def test_any_document_gives_a_configuration_or_a_typed_error(document):
     with contextlib.suppress(DiscoveryError):
         configuration = process({**MINIMAL, **document})
         assert configuration.token_endpoint.startswith("https://")
-
-
-_NESTED = st.recursive(
-    st.none() | st.text(max_size=5) | st.sampled_from([OAUTH_URIS, CAPABILITY]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["url", "extension", "security"]), inner)
-    ),
-    max_leaves=8,
-)
-
-
-@given(_NESTED)
-def test_any_statement_gives_a_configuration_or_a_typed_error(rest):
-    with contextlib.suppress(DiscoveryError):
-        assert process_statement({"rest": rest}).token_endpoint

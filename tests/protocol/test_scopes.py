@@ -355,13 +355,12 @@ def test_a_grant_covers_what_its_scopes_together_allow(granted, required, covere
     assert ScopeSet.parse(granted).covers(ScopeSet.parse(required)) is covered
 
 
-@pytest.mark.compliance("SCOPE-06", "SCOPE-07")
+@pytest.mark.compliance("SCOPE-06")
 @pytest.mark.parametrize("pair", SCOPES["equivalent"])
-def test_the_published_equivalents_cover_each_other_and_shorten_alike(pair):
+def test_the_published_equivalents_cover_each_other(pair):
     one, split = (ScopeSet.parse(text) for text in pair)
     assert one.covers(split)
     assert split.covers(one)
-    assert str(split.shortest()) == str(one)
 
 
 @pytest.mark.compliance("RESP-03", "RESP-04")
@@ -481,44 +480,6 @@ def test_a_set_is_limited_to_what_was_granted():
     assert answer.limited_to(answer) == answer
 
 
-@pytest.mark.compliance("SCOPE-07")
-@pytest.mark.parametrize(
-    ("text", "shortest"),
-    [
-        ("patient/Observation.s patient/Observation.r", "patient/Observation.rs"),
-        ("patient/Observation.read", "patient/Observation.rs"),
-        (
-            "patient/Observation.read patient/Observation.write",
-            "patient/Observation.cruds",
-        ),
-        ("patient/*.rs patient/Observation.r", "patient/*.rs"),
-        ("patient/Observation.r patient/*.rs", "patient/*.rs"),
-        ("patient/*.r patient/Observation.rs", "patient/*.r patient/Observation.rs"),
-        (f"{LAB} patient/Observation.r", f"{LAB} patient/Observation.r"),
-        (f"{LAB} patient/Observation.rs", "patient/Observation.rs"),
-        (
-            "patient/Observation.r?a=1 patient/Observation.s?a=1",
-            "patient/Observation.rs?a=1",
-        ),
-        (
-            "user/Observation.r patient/Observation.s",
-            "user/Observation.r patient/Observation.s",
-        ),
-        ("openid launch openid", "openid launch"),
-        (
-            f"{SMART_URI}launch {SMART_URI}patient/*.r launch",
-            f"{SMART_URI}patient/*.r launch",
-        ),
-        ("patient/*.rs patient/*.rs", "patient/*.rs"),
-    ],
-)
-def test_the_shortest_form_allows_the_same(text, shortest):
-    scopes = ScopeSet.parse(text)
-    assert str(scopes.shortest()) == shortest
-    assert scopes.covers(scopes.shortest())
-    assert scopes.shortest().covers(scopes)
-
-
 @pytest.mark.compliance("SCOPE-04", "CAPS-08")
 def test_version_2_is_written_for_version_1():
     scopes = ScopeSet.parse("openid patient/*.read user/Observation.write system/*.*")
@@ -587,8 +548,6 @@ def test_any_text_is_a_set_of_scopes_that_covers_itself(text):
     scopes = ScopeSet.parse(text)
     assert str(scopes).split() == list(dict.fromkeys(text.split()))
     assert scopes.covers(scopes)
-    assert scopes.shortest().covers(scopes)
-    assert scopes.covers(scopes.shortest())
     assert ScopeSet.parse(str(scopes)) == scopes
 
 

@@ -19,7 +19,6 @@ from django_smart.exceptions import (
     TokenServerError,
     TransportError,
 )
-from django_smart.protocol.authorization_details import parse_authorization_details
 from django_smart.protocol.client_auth import (
     ClientSecretBasic,
     ClientSecretPost,
@@ -390,20 +389,9 @@ def test_a_scope_that_is_no_string_is_refused(scope):
         process({**GOOD, "scope": scope})
 
 
-@pytest.mark.compliance("RESP-18", "REF-06")
-def test_every_answer_may_name_further_endpoints_at_the_named_hosts():
-    url = "http://localhost:8010"
-    members = {
-        "patient": "7",
-        "smart_style_url": f"{url}/style.json",
-        "authorization_details": [
-            {
-                "type": "smart_on_fhir",
-                "locations": [f"{url}/r2"],
-                "fhirVersions": ["1.0.2"],
-            }
-        ],
-    }
+@pytest.mark.compliance("RESP-15", "REF-06")
+def test_every_answer_may_name_a_style_at_the_named_hosts():
+    members = {"patient": "7", "smart_style_url": "http://localhost:8010/style.json"}
     answer = build_answer({**GOOD, **members})
     hosts = frozenset({"localhost"})
     refreshed = process_refresh_response(
@@ -414,18 +402,9 @@ def test_every_answer_may_name_further_endpoints_at_the_named_hosts():
         insecure_hosts=hosts,
     )
     for response in (process({**GOOD, **members}, insecure_hosts=hosts), refreshed):
-        (detail,) = parse_authorization_details(
-            response.parameters,
-            scopes=response.scopes,
-            insecure_hosts=hosts,
-        )
-        assert detail.locations == (f"{url}/r2",)
-        assert detail.scopes == response.scopes
-        assert detail.context.patient == "7"
-        assert response.context.smart_style_url == f"{url}/style.json"
+        assert response.context.smart_style_url == members["smart_style_url"]
         assert response.context_changed is False
-    response = process({**GOOD, **members})
-    assert response.context.smart_style_url is None
+    assert process({**GOOD, **members}).context.smart_style_url is None
 
 
 def test_a_patient_that_is_no_id_is_refused():
@@ -695,7 +674,6 @@ _MEMBERS = st.dictionaries(
             "id_token",
             "patient",
             "fhirContext",
-            "authorization_details",
             "error",
         ]
     ),

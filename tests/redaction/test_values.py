@@ -57,17 +57,17 @@ authorization_endpoint authorization_response_iss_parameter_supported base_url
 canonical_url capabilities changes client_id client_secret_expires_at
 code_challenge_methods_supported connect context_changed Deviation.code
 deviations duration end_session_endpoint
-endpoint error etag evidence expires_at fhir_versions form_encode
+endpoint error etag evidence expires_at form_encode
 generated grant_types_supported host
 id_token_signing_alg_values_supported insecure_hosts interaction
 introspection_endpoint_auth_methods_supported
 introspection_endpoint is_deleted issuer jwks_uri jwks_url kid kind label
-launch_url letters level locations login_url management_endpoint method
+launch_url letters level login_url management_endpoint method
 max_size missing name now path port preset query read redirect_uri
 refresh_expires_at registration_endpoint removed request_id resource_type
-response_types_supported revocation_endpoint role rotated scheme scope
+revocation_endpoint role rotated scheme scope
 scopes scopes_supported seconds secret_expires_at server_values
-site_url slug smart_app_state_endpoint status_code system text token_endpoint
+site_url slug status_code system text token_endpoint
 token_endpoint_auth_method token_endpoint_auth_methods_supported
 token_endpoint_auth_signing_alg_values_supported total type url
 user_access_brand_bundle user_access_brand_identifier uses_post

@@ -14,7 +14,7 @@ from django_smart.exceptions import (
     UnsupportedServerError,
 )
 from django_smart.models import FHIRServer, Launch, ServerState
-from django_smart.protocol.capabilities import Capability, CapabilitySet
+from django_smart.protocol.capabilities import Capability
 from django_smart.servers.discovery import (
     fetch_configuration,
     get_configuration,
@@ -196,49 +196,13 @@ def test_keys_at_another_address_are_fetched_anew(
     assert FHIRServer.objects.get().state.jwks_uri == elsewhere
 
 
-# CapabilityStatement
-
-
 @pytest.mark.compliance("DISC-03")
-@pytest.mark.parametrize(
-    "change",
-    [{"status": 404}, {"remove": ("authorization_endpoint", "token_endpoint")}],
-)
-def test_endpoints_of_old_servers_come_from_the_capability_statement(
-    ehr: EHRSimulator, change: dict[str, Any]
-) -> None:
-    make_registration(
-        ehr_scope=NO_OPENID, server__discovery_headers={"Epic-Client-ID": "x"}
-    )
-    answer(ehr, SMART, **change)
-    # Some have megabytes.
-    answer(ehr, "/metadata", description="x" * 1024**2)
-    launch(make_browser(), ehr)
-    # The issuer is asked for because the response names one.
-    documents = ["smart-configuration", "metadata", "openid-configuration"]
-    assert asked(ehr) == [*documents, "token"]
-    request = ehr.requests_to("metadata")[0]
-    assert request.url == METADATA_URL
-    assert request.headers["Accept"] == "application/fhir+json"
-    assert request.headers["Epic-Client-ID"] == "x"
-    configuration = get_configuration(FHIRServer.objects.get())
-    assert configuration.authorization_endpoint == ehr.authorization_endpoint
-    assert configuration.revocation_endpoint == ehr.revocation_endpoint
-    ehr.clear_requests()
-    launch(make_browser(), ehr)
-    assert asked(ehr) == ["token"]
-
-
 @pytest.mark.usefixtures("registration")
-def test_people_sign_in_at_old_servers_with_four_requests_at_most(
-    ehr: EHRSimulator,
-) -> None:
+def test_endpoints_come_from_the_configuration_alone(ehr: EHRSimulator) -> None:
     ehr.faults.add("discovery_404")
-    assert launch(make_browser(), ehr).identity is not None
-    assert asked(ehr) == [
-        *("smart-configuration", "metadata", "openid-configuration"),
-        *("token", "jwks"),
-    ]
+    response = make_browser().get("/smart/launch/", {"iss": BASE_URL, "launch": "x"})
+    assert response.status_code == 502
+    assert asked(ehr) == ["smart-configuration"]
 
 
 @pytest.mark.compliance("DISC-07")
@@ -253,29 +217,17 @@ def test_half_a_configuration_is_not_filled_in(ehr: EHRSimulator, missing: str) 
 
 @pytest.mark.compliance("DISC-06")
 @pytest.mark.parametrize("status", [404, 500])
-def test_without_either_document_the_first_fault_is_told(
+def test_without_the_document_its_fault_is_told(
     ehr: EHRSimulator, registration: Any, status: int
 ) -> None:
     answer(ehr, SMART, status=status)
-    answer(ehr, "/metadata", status=403)
     with pytest.raises(DiscoveryStatusError) as caught:
         get_configuration(registration.server)
     assert caught.value.status_code == status
-    assert (
-        asked(ehr) == ["smart-configuration", "metadata"][: 2 if status == 404 else 1]
-    )
+    assert asked(ehr) == ["smart-configuration"]
     server = FHIRServer.objects.get()
     assert server.state.configuration is None
     assert server.state.discovery_failed_at is not None
-
-
-def test_statement_without_endpoints_is_no_help(
-    ehr: EHRSimulator, registration: Any
-) -> None:
-    answer(ehr, SMART, status=404)
-    answer(ehr, "/metadata", rest=[])
-    with pytest.raises(DiscoveryStatusError):
-        get_configuration(registration.server)
 
 
 # The row itself
@@ -322,7 +274,6 @@ def test_endpoints_of_the_row_work_where_there_is_no_discovery(
         server__id_token_issuer=ehr.issuer,
     )
     answer(ehr, SMART, status=404)
-    answer(ehr, "/metadata", status=404)
     assert launch(make_browser(), ehr).identity is not None
 
 
@@ -383,7 +334,6 @@ def test_capabilities_are_read_from_the_row_as_typed_values(
 ) -> None:
     server = registration.server
     assert server.get_capabilities() == frozenset()
-    assert server.get_capability_sets() == frozenset()
     ehr.faults.add("discovery_unknown_members")
     connect(make_browser(), ehr)
     server.refresh_from_db()
@@ -392,7 +342,6 @@ def test_capabilities_are_read_from_the_row_as_typed_values(
     assert "permission-v2" in capabilities
     assert all(isinstance(each, Capability) for each in capabilities)
     assert "future-thing" not in capabilities
-    assert server.get_capability_sets() == set(CapabilitySet)
     assert get_configuration(server).has("future-thing")
 
 

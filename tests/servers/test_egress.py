@@ -179,7 +179,7 @@ def test_private_address_is_not_asked(address, settings):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    "what", ["keys", "token", "style", "bulk", "brands", "fhir elsewhere"]
+    "what", ["keys", "token", "style", "bulk", "brands", "app state"]
 )
 def test_each_kind_of_named_url_is_checked(vault, what):
     registration = make_registration(
@@ -193,9 +193,9 @@ def test_each_kind_of_named_url_is_checked(vault, what):
         "style": lambda: get_style(vault.url, server=server, launch_id=1),
         "bulk": lambda: open_anonymously(build_fhir_client(grant), vault.url),
         "brands": lambda: import_brands(vault.url, server=server),
-        "fhir elsewhere": lambda: build_fhir_client(
-            grant, base_url=vault.url, patient_id="1"
-        ).read("Patient", "1"),
+        "app state": lambda: build_fhir_client(
+            grant, base_url=vault.url, keeps_to_record=False
+        ).read("Basic", "1"),
     }
     server.state.jwks_uri = vault.url
     server.state.configuration_fetched_at = timezone.now()

@@ -215,7 +215,6 @@ class EHRSimulator:
         tenant: str | None = None,
         fhir_context: list[dict[str, Any]] | None = None,
         smart_style_url: str | None = None,
-        hub: tuple[str, str] | None = None,
         app_context: str | None = None,
     ) -> str:
         """
@@ -231,7 +230,6 @@ class EHRSimulator:
             tenant: the organization.
             fhir_context: further resources in context.
             smart_style_url: by default the simulator's own style.
-            hub: URL and topic of the FHIRcast session.
             app_context: text of the card or Task that requested the launch.
 
         Returns:
@@ -250,8 +248,6 @@ class EHRSimulator:
             "intent": intent,
             "tenant": tenant,
             "fhirContext": fhir_context,
-            "hub.url": hub[0] if hub else None,
-            "hub.topic": hub[1] if hub else None,
             "appContext": app_context,
         }
         launch = Launch(

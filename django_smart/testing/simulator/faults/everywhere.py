@@ -104,14 +104,7 @@ for _exchange, _companions in _EXCHANGES.items():
     for _what, (_description, _answer) in _FAULTS.items():
         if (_exchange, _what) in _MEANINGLESS:
             continue
-        # The CapabilityStatement still names the endpoints, as those of old servers do.
-        _is_old = (_exchange, _what) == ("discovery", "404")
-        replaces(
-            f"{_exchange}_{_what}",
-            "tolerate" if _is_old else "refuse",
-            _description,
-            *_companions,
-        )(_answer)
+        replaces(f"{_exchange}_{_what}", "refuse", _description, *_companions)(_answer)
     replaces(
         f"{_exchange}_after_3_s",
         "tolerate",
