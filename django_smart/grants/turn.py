@@ -41,7 +41,6 @@ from .pacing import (
     FEW_FAILURES,
     Breaker,
     Pace,
-    find_outage_codes,
     get_rank,
     is_outage,
     is_to_blame,
@@ -59,9 +58,6 @@ logger = logging.getLogger(__name__)
 
 # Seconds after which a turn starts no more requests: others wait for the process.
 _LONGEST = 10.0
-# Seconds after which the turn of a process that died ends, and how long before that one
-# that lives extends it.
-_HELD, _HELD_ANEW = 15.0, 5.0
 # Seconds of work to lease at a time, and at most so many grants.
 _SLICE, _MOST_LEASED = 5.0, 250
 # Due grants of a registration that are looked at together, to find those that end first
@@ -107,8 +103,10 @@ def serve(
     """
     refuse_in_transaction()
     is_guest, token = bool(token), token or new_owner()
-    take = partial(ServerState.objects.take_turn, length=timedelta(seconds=_HELD))
-    if not (is_guest or take(server_id, token=token)):
+    # It outlasts the last request; that of a process that died ends by itself.
+    length = timedelta(seconds=_LONGEST) + lease_length()
+    take = ServerState.objects.take_turn
+    if not (is_guest or take(server_id, token=token, length=length)):
         return RefreshResult()
     turn = _Turn(server_id, token=token, is_guest=is_guest, send=send)
     turn.run()
@@ -156,8 +154,7 @@ class _Turn:
         # Whether nothing more is leased, and whether more was due then.
         self._is_over = self._has_more = False
         self._threads = conf.SMART_REFRESH_THREADS
-        now = time.monotonic()
-        self._ends_at, self._held_until = now + _LONGEST, now + _HELD
+        self._ends_at = time.monotonic() + _LONGEST
 
     def run(self) -> None:
         """Refresh what can be refreshed now, and give the turn back."""
@@ -429,11 +426,8 @@ class _Turn:
             return
         if not (self._running or wait):
             return
-        patience = self._hold()
-        if wait is not None:
-            patience = min(wait, patience)
         with suppress(Empty):
-            grant_id, answer, seconds = self._answers.get(timeout=patience)
+            grant_id, answer, seconds = self._answers.get(timeout=wait)
             grant = self._running.pop(grant_id)
             if answer is None:
                 self._give_back([grant.pk])
@@ -441,24 +435,6 @@ class _Turn:
                 self._seconds[grant_id] = seconds
                 self._latest.append(seconds)
                 self._store(grant, answer)
-
-    def _hold(self) -> float:
-        """Keep the turn while answers are on their way; return for how long it is."""
-        left = self._held_until - time.monotonic() - _HELD_ANEW
-        if left <= 0:
-            left = _HELD - _HELD_ANEW
-            self._held_until = time.monotonic() + _HELD
-            hold = ServerState.objects.hold_turn
-            length = timedelta(seconds=_HELD)
-            if not (
-                self._is_guest
-                or insist(
-                    partial(hold, self._server_id, token=self._token, length=length)
-                )
-            ):
-                # This process was suspended.
-                self._is_over = True
-        return left
 
     def _take_what_is_under_way(self) -> None:
         """After an internal error, store as many of the arriving tokens as possible."""
@@ -582,7 +558,6 @@ class _Turn:
         registrations = ClientRegistration.objects.filter(server_id=self._server_id)
         TokenGrant.objects.wake(
             list(registrations.values_list("pk", flat=True)),
-            error_codes=find_outage_codes(),
             most_failures=FEW_FAILURES + 1,
         )
         self._due.clear()
