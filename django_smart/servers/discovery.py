@@ -90,12 +90,8 @@ _LONG_PAUSE = timedelta(minutes=10)
 # Seconds for one run in the background: servers that do not answer must not occupy
 # workers.
 _LONGEST_RUN = 60.0
-# For a server that was never read: how long a request may take, how long a failure is
-# remembered, and how long (seconds) others wait for the result.
-_FIRST_LASTS = timedelta(seconds=60)
+# How long a failure to read a server that was never read is remembered.
 _FIRST_PAUSE = timedelta(seconds=10)
-_PATIENCE = 3.0
-_LOOK_EVERY = 0.1
 _END_SESSION = "end_session_endpoint"
 # What describes a server.
 _ENDPOINTS = (
@@ -120,13 +116,11 @@ def get_configuration(server: FHIRServer, client_id: str = "") -> SMARTConfigura
     The endpoints can differ between clients; *client_id* says whose are needed.
 
     If it cannot be fetched again, the stale configuration is used, so that launches do
-    not depend on it. With manually set endpoints, launches never depend on it. For a
-    server that was never read, one process sends a request, and the others wait
-    briefly.
+    not depend on it. With manually set endpoints, launches never depend on it.
 
     Raises:
-        DiscoveryError: another process is fetching it, or has just failed to, or
-            the server was changed or deleted while it was fetched.
+        DiscoveryError: fetching it has just failed, or the server was changed or
+            deleted while it was fetched.
         TransportError, DiscoveryError: nothing is stored and nothing could be fetched.
     """
     state = server.discovered
@@ -137,10 +131,14 @@ def get_configuration(server: FHIRServer, client_id: str = "") -> SMARTConfigura
     ):
         return known
     known = known or _build_from_overrides(server)
-    if known is None and not _claim_first(server):
-        return _wait_for_first(server, client_id)
     if known is not None and not _claim(server):
         return known
+    if known is None and _has_failed_just_now(state):
+        raise DiscoveryError(
+            f"Server {server.slug} has no cached configuration, and fetching it has "
+            "just failed.",
+            code="discovery_busy",
+        )
     try:
         return fetch_configuration(server, client_id)
     except (TransportError, DiscoveryError) as exc:
@@ -701,34 +699,12 @@ def _claim(server: FHIRServer, pause: timedelta = _PAUSE) -> bool:
     )
 
 
-def _claim_first(server: FHIRServer) -> bool:
-    """Return whether the caller may contact a server that was never read."""
-    # A time in the future marks a discovery in progress.
-    return ServerState.objects.claim_discovery(
-        server.pk,
-        now=timezone.now() + _FIRST_LASTS,
-        pause=_FIRST_LASTS + _FIRST_PAUSE,
+def _has_failed_just_now(state: ServerState) -> bool:
+    failed_at = state.discovery_failed_at
+    # A time in the future is of a host whose clock was wrong.
+    return failed_at is not None and (
+        timedelta(0) <= timezone.now() - failed_at < _FIRST_PAUSE
     )
-
-
-def _wait_for_first(server: FHIRServer, client_id: str) -> SMARTConfiguration:
-    """Wait for what another process discovers in the meantime."""
-    state = server.discovered
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        state.refresh_from_db(fields=DISCOVERED_COLUMNS)
-        known = server.read_configuration(client_id)
-        if known is not None:
-            return known
-        marked_at = state.discovery_failed_at
-        is_under_way = marked_at is not None and marked_at > timezone.now()
-        if not is_under_way or time.monotonic() > deadline:
-            raise DiscoveryError(
-                f"Server {server.slug} has no cached configuration, and "
-                "another process is fetching it or has just failed to.",
-                code="discovery_busy",
-            )
-        time.sleep(_LOOK_EVERY)
 
 
 def _store(server: FHIRServer, *columns: str) -> None:
