@@ -15,7 +15,7 @@ from django.db.models import Count, F, Min, Q
 from django.utils import timezone
 
 from ..grants.counting import BUCKETS, LOST_REASONS, SUCCESS
-from ..grants.deployment import belong_elsewhere
+from ..grants.deployment import is_owner
 from ..models import (
     ClientRegistration,
     FHIRServer,
@@ -260,7 +260,7 @@ class GrantCollector:
             _add_counts(families, {pk: one.slug for pk, one in health.items()})
             if apps.is_installed("django_smart.contrib.records"):
                 _add_records(families, health)
-            families["deployment_adopted"].add_metric([], not belong_elsewhere())
+            families["deployment_adopted"].add_metric([], is_owner())
             if ran_at := TaskRun.objects.get_time(REFRESH):
                 name = "last_run_timestamp_seconds"
                 families[name].add_metric([], ran_at.timestamp())

@@ -22,7 +22,6 @@ from ..models.task_run import REFRESH
 
 __all__ = [
     "adopt_grants",
-    "belong_elsewhere",
     "check_owner",
     "find_owner",
     "hold_grants",
@@ -74,11 +73,6 @@ def note_owned_elsewhere() -> None:
         "Nothing is refreshed: the grants of this database belong to another "
         "deployment or are on hold (smart_refresh --adopt)."
     )
-
-
-def belong_elsewhere() -> bool:
-    """Return whether another deployment owns the grants, or they are on hold."""
-    return TaskRun.objects.get_owner(REFRESH) not in {"", conf.SMART_SITE_URL}
 
 
 def check_owner() -> None:

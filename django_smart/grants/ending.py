@@ -32,7 +32,7 @@ from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send
 from ..signals import grant_ending, grant_lost, grant_revoked
 from .counting import count_lost
-from .deployment import belong_elsewhere
+from .deployment import is_owner
 from .lease import lease_length, new_owner
 from .pacing import is_outage
 from .separate_connection import unless_locked
@@ -196,7 +196,7 @@ def announce_ends() -> int:
     Returns:
         How many were announced.
     """
-    if belong_elsewhere():
+    if not is_owner():
         # A copy of the database must not notify anybody.
         return 0
     waiting = TokenGrant.objects.ending().filter(end_announced=False)
@@ -253,7 +253,7 @@ def revoke_pending(*, seconds: float = 10.0) -> int:
     # In a copy of the database, grants in use elsewhere look unused.
     leased = TokenGrant.objects.awaiting_revocation().exclude(lease_owner="")
     is_served = leased.filter(lease_expires_at__gt=DatabaseNow())
-    if belong_elsewhere() or is_served.exists():
+    if not is_owner() or is_served.exists():
         return 0
     owner, number, ends_at = new_owner(), 0, time.monotonic() + seconds
     while time.monotonic() < ends_at:
@@ -270,8 +270,7 @@ def _revoke(grant: TokenGrant) -> bool:
     try:
         revoke_tokens(grant)
     except SMARTError as exc:
-        hint = _get_hint(grant, exc)
-        logger.warning("Grant %s: not revoked yet (%s)%s", grant.pk, exc.code, hint)
+        logger.warning("Grant %s: not revoked yet (%s)", grant.pk, exc.code)
         postpone(grant, length=_WAIT, with_others=is_outage(exc))
         return False
     TokenGrant.objects.filter(pk=grant.pk).forget_tokens()
@@ -280,21 +279,6 @@ def _revoke(grant: TokenGrant) -> bool:
     if time.monotonic() - started > _SLOW:
         postpone(grant, length=_WAIT_OF_SLOW, with_others=True)
     return True
-
-
-def _get_hint(grant: TokenGrant, error: SMARTError) -> str:
-    """
-    Return a hint at the field for servers that require the token endpoint as audience.
-    """
-    server = grant.registration.server
-    if (
-        isinstance(error, TokenResponseError)
-        and error.error == _CLIENT_REFUSED
-        and grant.registration.uses_private_key
-        and server.quirks.assertion_audience == "endpoint"
-    ):
-        return "; if it refreshes, set assertion_audience=token_endpoint"
-    return ""
 
 
 def revoke_tokens(grant: TokenGrant) -> None:

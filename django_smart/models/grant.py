@@ -277,15 +277,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             How many were active before.
         """
         return self.active().update(
-            status=status,
-            ended_at=now,
-            last_error=error,
-            refresh_due_at=None,
-            lease_owner="",
-            lease_expires_at=None,
-            service_slot=None,
-            patient_name="",
-            **_NO_TOKENS,
+            status=status, ended_at=now, last_error=error, **_ENDED, **_NO_TOKENS
         )
 
     def lose(self, *, error: str) -> int:
@@ -351,12 +343,8 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.endable().update(
             status=TokenGrant.Status.REVOKED,
             ended_at=now,
-            refresh_due_at=None,
             is_revocation_pending=True,
-            service_slot=None,
-            lease_owner="",
-            lease_expires_at=None,
-            patient_name="",
+            **_ENDED,
         )
 
     def take_revocation(self, *, owner: str, length: timedelta) -> TokenGrant | None:
@@ -426,6 +414,12 @@ _MARGIN = timedelta(seconds=30)
 
 
 _NO_LEASE: dict[str, Any] = {"lease_owner": "", "lease_expires_at": None}
+_ENDED: dict[str, Any] = {
+    "refresh_due_at": None,
+    "service_slot": None,
+    "patient_name": "",
+    **_NO_LEASE,
+}
 _NO_TOKENS: dict[str, Any] = {
     "access_token": "",
     "refresh_token": "",
