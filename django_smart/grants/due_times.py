@@ -13,10 +13,9 @@ __all__ = ["get_refresh_due_at", "get_retry_at", "note_end"]
 # Time to leave before a token expires: beat runs every ten seconds, and the message
 # to the worker, its queue and the request to the server take time as well.
 _MARGIN = timedelta(seconds=15)
-# For a refresh token with an unknown lifetime, since it may expire unused.
-_KEEP_ALIVE = timedelta(days=7)
-# A known end is announced at most this long before.
-_ANNOUNCED = timedelta(days=7)
+# A refresh token with an unknown lifetime is used at least so often, since it may
+# expire unused, and a known end is announced at most so long before.
+_WEEK = timedelta(days=7)
 # EHRs count in whole seconds, by their own clocks.
 _SAME_END = timedelta(minutes=1)
 # Of a token's lifetime, after which it is refreshed; a tenth earlier at random.
@@ -40,7 +39,7 @@ def get_refresh_due_at(grant: TokenGrant) -> datetime:
     life = grant.registration.server.quirks.refresh_token_lifetime
     if grant.ends_at is not None:
         life = max(grant.ends_at - received_at, timedelta(0))
-    wait = _KEEP_ALIVE if life is None else _take_part(life)
+    wait = _WEEK if life is None else _take_part(life)
     if not _is_idle(grant):
         lifetime = grant.expires_at - received_at
         wait = min(wait, _take_part(lifetime), lifetime - _MARGIN)
@@ -71,7 +70,7 @@ def note_end(
         grant.end_announced = False
     elif grant.ends_at is None or abs(reported - grant.ends_at) > _SAME_END:
         grant.ends_at = reported
-        grant.ends_soon_at = reported - min((reported - now) / 10, _ANNOUNCED)
+        grant.ends_soon_at = reported - min((reported - now) / 10, _WEEK)
         grant.end_announced = False
 
 

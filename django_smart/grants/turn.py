@@ -58,13 +58,12 @@ logger = logging.getLogger(__name__)
 
 # Seconds after which a turn starts no more requests: others wait for the process.
 _LONGEST = 10.0
-# Seconds of work to lease at a time, and at most so many grants.
+# Seconds of work to lease at a time, and at most so many grants.  A process waits as
+# long for the pace of a server; slower ones are left to the tick.
 _SLICE, _MOST_LEASED = 5.0, 250
 # Due grants of a registration that are looked at together, to find those that end first
 # and put those last that always fail.
 _MOST_READ = 4000
-# Seconds that a process waits for the pace of a server; others are left to the tick.
-_PATIENCE = 5.0
 # A server whose requests take longer rests after a turn, if others wait.
 _SLOW = 2.5
 # Failures that count for grants for which nothing can be sent: at most about five
@@ -222,7 +221,7 @@ class _Turn:
         if self._is_over or (number := self._count_wanted()) <= 0:
             return
         has_more = bool(self._due) or self._may_be_more
-        if self._is_time_up() or self._pace.get_wait() > _PATIENCE:
+        if self._is_time_up() or self._pace.get_wait() > _SLICE:
             self._is_over, self._has_more = True, has_more
         elif has_more and self._may_go_on() and (self._due or self._find_due()):
             self._is_first = False
@@ -587,7 +586,7 @@ class _Turn:
             message(self._server_id)
 
     def _goes_on(self, wait: float) -> bool:
-        if not self._has_more or wait > _PATIENCE or is_asked_to_stop():
+        if not self._has_more or wait > _SLICE or is_asked_to_stop():
             return False
         is_slow = bool(self._latest) and fmean(self._latest) > _SLOW
         # A slow server is left to the next tick while others wait for a process.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from ..protocol.configuration import (
 )
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HiddenText
+from ..protocol.quirks import is_header
 from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
 from .quirks_field import QuirksField
 
@@ -79,11 +79,7 @@ def validate_overrides(value: object) -> None:
 
 def validate_headers(value: object) -> None:
     """Refuse values that cannot be sent as headers."""
-    if not isinstance(value, dict) or not all(
-        isinstance(item, str) and item.isascii() and item.isprintable()
-        for pair in value.items()
-        for item in pair
-    ):
+    if not isinstance(value, dict) or not all(map(is_header, value.items())):
         raise ValidationError(
             _("Headers must be a JSON object of printable ASCII strings."),
             code="headers",
@@ -116,7 +112,7 @@ def validate_request_headers(value: str) -> None:
         raise ValidationError(str(exc), code="headers") from None
     validate_headers(headers)
     for name in headers:
-        if not _HEADER_NAME.fullmatch(name) or name.lower() in _RESERVED_HEADERS:
+        if name.lower() in _RESERVED_HEADERS:
             raise ValidationError(
                 _(
                     "%(name)s cannot be set here because the protocol sets or "
@@ -150,7 +146,6 @@ def validate_origins(value: object) -> None:
             )
 
 
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _RESERVED_HEADERS = frozenset(
     {
         *("accept", "authorization", "connection", "content-encoding", "host"),

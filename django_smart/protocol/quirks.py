@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
-__all__ = ["QUIRKS", "Quirk", "QuirkError", "Quirks"]
+__all__ = ["QUIRKS", "Quirk", "QuirkError", "Quirks", "is_header"]
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _LONGEST = timedelta(days=100 * 366)
@@ -244,7 +244,7 @@ def _parse(name: str, value: Any) -> Any:
     if quirk.type is bool:
         return _require(name, isinstance(value, bool), value, "true or false")
     if quirk.type is dict:
-        is_right = isinstance(value, Mapping) and all(map(_is_header, value.items()))
+        is_right = isinstance(value, Mapping) and all(map(is_header, value.items()))
         what = "a JSON object of header names and printable ASCII strings"
         return _require(name, is_right, value, what)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -267,7 +267,8 @@ def _name_choices(quirk: Quirk, value: Any) -> str:
     return f"one of {', '.join(quirk.choices)}{hint}"
 
 
-def _is_header(pair: tuple[Any, Any]) -> bool:
+def is_header(pair: tuple[Any, Any]) -> bool:
+    """Return whether name and value can be sent as a header."""
     name, value = pair
     return (
         isinstance(name, str)
