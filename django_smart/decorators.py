@@ -26,7 +26,6 @@ from .exceptions import InsufficientScopeError, NoLaunchError, SMARTError
 from .launches.context import SMARTContext, get_context
 from .launches.open_charts import get_open_charts
 from .launches.records import (
-    Record,
     build_record_url,
     find_records,
     is_navigation,
@@ -34,7 +33,7 @@ from .launches.records import (
     read_names,
 )
 from .launches.request_state import get_user
-from .models import Launch
+from .models import Launch, TokenGrant
 from .protocol.scopes import ScopeSet
 
 __all__ = ["find_lack", "smart_required"]
@@ -169,11 +168,10 @@ def _respond_without_launch(
         extra |= {"advice": _ONE_CHART, "signs_out": True}
         return render_error(request, error, code=code, extra=extra)
     open_charts, records = get_open_charts(request), find_records(user)
-    theirs = {pk for record in records for pk in record.grant_ids}
-    if not all(chart.grant_id in theirs for chart in open_charts):
-        is_shown = {chart.grant_id for chart in open_charts}
+    is_shown = {chart.connection for chart in open_charts}
+    if not is_shown <= {each.connection for each in records}:
         extra["open_charts"] = open_charts
-        records = [each for each in records if is_shown.isdisjoint(each.grant_ids)]
+        records = [each for each in records if each.connection not in is_shown]
         extra["records"] = _describe(request, records, scopes=scopes)
         return render_error(request, error, code=code, extra=extra)
     goes = is_navigation(request)
@@ -182,7 +180,7 @@ def _respond_without_launch(
         return harden(HttpResponseRedirect(url))
     if not records:
         return render_error(request, error, code=code, retry=connect, extra=extra)
-    if len(records) == 1 and goes and not records[0].is_over:
+    if len(records) == 1 and goes and records[0].status == TokenGrant.Status.ACTIVE:
         launch = open_record(request, records[0])
         return harden(HttpResponseRedirect(build_record_url(launch, page)))
     extra["records"] = _describe(request, records, scopes=scopes)
@@ -192,19 +190,19 @@ def _respond_without_launch(
 
 
 def _describe(
-    request: HttpRequest, records: list[Record], *, scopes: ScopeSet
+    request: HttpRequest, records: list[TokenGrant], *, scopes: ScopeSet
 ) -> list[dict[str, object]]:
     """Return what the page shows of each record."""
     # Nobody sees the response to a script.
     if request.headers.get("Sec-Fetch-Dest", "") != "empty":
-        read_names(each.grant for each in records)
+        read_names(records)
     page = get_page(request)
     return [
         {
-            "grant": each.grant,
-            "is_over": each.is_over,
-            "missing": str(each.grant.scopes.missing(scopes)),
-            "connect_again": reconnect(each.grant.registration, next_url=page),
+            "grant": each,
+            "is_over": each.status != TokenGrant.Status.ACTIVE,
+            "missing": str(each.scopes.missing(scopes)),
+            "connect_again": reconnect(each.registration, next_url=page),
         }
         for each in records
     ]

@@ -102,7 +102,7 @@ def make_error_page() -> str:
                     kind="ehr",
                     opened_at=datetime(2026, 3, 1, 12, tzinfo=UTC),
                     is_from_today=False,
-                    grant_id=None,
+                    connection=None,
                 )
                 for name in ("Marisol Quillfeather", "")
             ],

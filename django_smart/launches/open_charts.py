@@ -63,7 +63,7 @@ class OpenChart:
     kind: str
     opened_at: datetime
     is_from_today: bool
-    grant_id: int | None
+    connection: tuple[Any, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -101,6 +101,8 @@ def _describe(
 ) -> OpenChart:
     # Launches in this list are complete, so the time is set.
     opened_at = launch.completed_at or launch.created_at
+    if launch.grant is not None:
+        launch.grant.registration = launch.registration
     today = timezone.localdate()
     return OpenChart(
         url=build_launch_path(launch.key, _get_path(request, launch)),
@@ -110,7 +112,7 @@ def _describe(
         kind=launch.kind,
         opened_at=opened_at,
         is_from_today=timezone.localdate(opened_at) == today,
-        grant_id=launch.grant_id,
+        connection=launch.grant.connection if launch.grant else None,
     )
 
 

@@ -8,8 +8,7 @@ of kind *connection* uses the grant that is there. Its end does not end the gran
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,6 @@ from .open_charts import can_be_used, fetch_at_once
 from .prefix import build_launch_path
 
 __all__ = [
-    "Record",
     "build_record_url",
     "find_newest",
     "find_records",
@@ -39,27 +37,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Record:
+def find_records(user: Any) -> list[TokenGrant]:
     """
-    One connection of a patient.
+    Return what *user*, a patient, has connected and can open: the newest grant of each.
 
-    Attributes:
-        grant: the newest one, which is used.
-        grant_ids: of all that are known.
-        is_over: the EHR has ended it, and nobody has connected it again.
-    """
-
-    grant: TokenGrant
-    grant_ids: Collection[int]
-    is_over: bool
-
-
-def find_records(user: Any) -> list[Record]:
-    """
-    Return what *user*, a patient, has connected and can open; first what is usable.
-
-    Never what a clinician has opened from a chart.
+    One that is not active is of a connection that the EHR has ended.  Never what a
+    clinician has opened from a chart.
     """
     if user is None:
         return []
@@ -74,15 +57,7 @@ def find_records(user: Any) -> list[Record]:
         .select_related("registration__server", "identity", "user")
         .order_by("pk")
     )
-    theirs = [each for each in grants if each.is_of_patient]
-    return [
-        Record(
-            grant=grant,
-            grant_ids=[each.pk for each in theirs if each.connection == connection],
-            is_over=grant.status != TokenGrant.Status.ACTIVE,
-        )
-        for connection, grant in find_newest(theirs).items()
-    ]
+    return list(find_newest(each for each in grants if each.is_of_patient).values())
 
 
 def find_newest(grants: Iterable[TokenGrant]) -> dict[tuple[Any, ...], TokenGrant]:
@@ -133,13 +108,13 @@ def is_navigation(request: HttpRequest) -> bool:
     return where == "document"
 
 
-def open_record(request: HttpRequest, record: Record) -> Launch:
+def open_record(request: HttpRequest, grant: TokenGrant) -> Launch:
     """
-    Return a launch of *record* in this browser: the one that is open, or a new one.
+    Return a launch of *grant* in this browser: the one that is open, or a new one.
 
     Sends ``launch_completed`` for a new one.
     """
-    browser, grant, now = get_browser(request), record.grant, timezone.now()
+    browser, now = get_browser(request), timezone.now()
     opened = Launch.objects.with_related().of_browser(browser.digests).live(now)
     launch = opened.filter(user=grant.user, grant=grant).first()
     if launch is not None:

@@ -25,7 +25,6 @@ from ..launches.browser import get_browser
 from ..launches.frames import is_framed
 from ..launches.prefix import get_protocol_url
 from ..launches.records import (
-    Record,
     build_record_url,
     find_newest,
     find_records,
@@ -245,14 +244,14 @@ class OpenConnectionView(ConnectionsView):
         grant = self._get_own(request).filter(pk=_read_pk(request, "grant"))
         chosen = grant.select_related("registration__server").first()
         for record in find_records(user):
-            if chosen is not None and record.grant.connection == chosen.connection:
+            if chosen is not None and record.connection == chosen.connection:
                 return self._open(request, record)
         messages.warning(request, gettext("Nothing was opened."), fail_silently=True)
         return self._list(request, status=404)
 
-    def _open(self, request: HttpRequest, record: Record) -> HttpResponse:
-        self.registration = record.grant.registration
-        if record.is_over:
+    def _open(self, request: HttpRequest, record: TokenGrant) -> HttpResponse:
+        self.registration = record.registration
+        if not _is_active(record):
             raise ReauthorizationRequiredError("The EHR has ended this connection.")
         launch = open_record(request, record)
         next_url = get_next_url(request, request.POST.get("next", ""))
