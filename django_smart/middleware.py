@@ -92,8 +92,6 @@ class SMARTMiddleware(MiddlewareMixin):
         finally:
             errors.forget()
             _leave(state)
-        if _needs_late_check(request, state, response):
-            response = self._check_late(request, state, response)
         _finish(state, response)
         if may_be_framed(request, response):
             adapt_response(request, response)
@@ -109,8 +107,6 @@ class SMARTMiddleware(MiddlewareMixin):
         finally:
             errors.forget()
             _leave(state)
-        if _needs_late_check(request, state, response):
-            response = await sync_to_async(self._check_late)(request, state, response)
         _finish(state, response)
         if may_be_framed(request, response):
             await sync_to_async(adapt_response)(request, response)
@@ -172,25 +168,6 @@ class SMARTMiddleware(MiddlewareMixin):
         if response is None:
             raise error
         return response
-
-    def _check_late(
-        self, request: HttpRequest, state: RequestState, response: HttpResponseBase
-    ) -> HttpResponseBase:
-        """Check the key after a middleware has given *response* instead of a view."""
-        if hasattr(request, "user"):
-            return _check_key(request, state) or response
-        # It is in front of those that load session and user; few sites need them here.
-        from django.contrib.auth.middleware import AuthenticationMiddleware
-        from django.contrib.sessions.middleware import SessionMiddleware
-
-        get_response: Any = self.get_response
-        sessions: Any = SessionMiddleware(get_response)
-        sessions.process_request(request)
-        AuthenticationMiddleware(get_response).process_request(request)
-        response = _check_key(request, state) or response
-        # With SECRET_KEY_FALLBACKS, loading the user replaces the session's key.
-        checked: HttpResponseBase = sessions.process_response(request, response)
-        return checked
 
     @staticmethod
     def _leave_prefix(request: HttpRequest, prefix: LaunchPrefix) -> HttpResponseBase:
@@ -379,18 +356,6 @@ def _keep_from_caches(state: RequestState, response: HttpResponseBase) -> None:
     is_of_launch = state.prefix is not None or has_found_launch(state.context)
     if is_of_launch and not response.has_header("Cache-Control"):
         response.headers["Cache-Control"] = "private, no-store"
-
-
-def _needs_late_check(
-    request: HttpRequest, state: RequestState, response: HttpResponseBase
-) -> bool:
-    if state.prefix is None or state.is_checked or response.status_code >= 300:
-        return False
-    # Browsers send no cookies with a CORS preflight.
-    return (
-        request.method != "OPTIONS"
-        or "HTTP_ACCESS_CONTROL_REQUEST_METHOD" not in request.META
-    )
 
 
 def _finish(state: RequestState, response: HttpResponseBase) -> None:

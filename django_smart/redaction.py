@@ -403,7 +403,8 @@ def _is_private(request: Any) -> bool:
     No launch is looked up, and the request need not be resolved.
     """
     smart = getattr(request, "smart", None)
-    if getattr(smart, "_has_launch", False) or getattr(smart, "_key", None):
+    found = getattr(smart, "__dict__", {}).get("launch")
+    if found is not None or getattr(smart, "_key", None):
         return True
     match = getattr(request, "resolver_match", None)
     if match is not None:

@@ -50,8 +50,6 @@ class SMARTContext:
     than one matches) or the code of a :class:`PrefixError`.
     """
 
-    # Whether a launch was already found: error reports must not look one up.
-    _has_launch = False
     _reason = ""
 
     def __init__(self, request: HttpRequest, key: str | None) -> None:
@@ -84,7 +82,6 @@ class SMARTContext:
                 "In an async view, call await request.asmart() before request.smart "
                 "is used."
             ) from exc
-        self._has_launch = launch is not None
         return launch
 
     @cached_property
@@ -267,7 +264,6 @@ class SMARTContext:
         """
         if self._key:
             self.launch = self._find_by_key()
-            self._has_launch = True
 
     def _find_by_key(self) -> Launch:
         launch = self.named_launch
@@ -376,4 +372,4 @@ def get_context(request: HttpRequest) -> SMARTContext:
 
 def has_found_launch(context: SMARTContext | None) -> bool:
     """Return whether this request has used a launch, without looking one up."""
-    return context is not None and context._has_launch
+    return context is not None and vars(context).get("launch") is not None
