@@ -21,7 +21,7 @@ from django.utils.functional import cached_property
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from .exceptions import IdentityError
-from .launches.parked import signs_in
+from .launches.held import signs_in
 from .models import ClientRegistration, FHIRServer, Identity
 from .models.identity import IdentityQuerySet
 from .protocol.id_token import IDTokenClaims

@@ -10,7 +10,7 @@ from celery import shared_task
 
 from .grants import engine
 from .grants.ending import revoke_pending
-from .launches.parked import end_expired_launches
+from .launches.held import end_expired_launches
 from .launches.purge import purge as _purge
 from .servers import discovery, signing_keys
 

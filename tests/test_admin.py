@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError
 
 from django_smart import transport
 from django_smart.admin.launch import LaunchAdmin
-from django_smart.launches.parked import end_held_launches
+from django_smart.launches.held import end_held_launches
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,

@@ -14,7 +14,7 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..error_pages.words import ENDINGS, TURNS, find_stored, get_title
-from ..launches.parked import end_at_any_stage
+from ..launches.held import end_at_any_stage
 from ..models import Launch, TokenGrant
 from .base import EMPTY, AuthorizationAdmin, as_code
 from .report import LaunchReportMixin

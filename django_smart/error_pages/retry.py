@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..diagnoses import DIAGNOSES
 from ..exceptions import SMARTError
-from ..launches.parked import is_protected
+from ..launches.held import is_protected
 from ..launches.prefix import find_route, get_protocol_url, leave_launch
 from ..models import ClientRegistration, Identity, Launch, TokenGrant
 

@@ -7,10 +7,10 @@ import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from django.core.validators import slug_re
+from django.http import HttpRequest
 from django.utils import timezone
 
 from ..conf import conf
@@ -38,12 +38,11 @@ from ..servers.discovery import (
     get_configuration,
 )
 from ..servers.requirements import check_launch
-from .browser import Browser, forget_ended
+from .browser import Browser, forget_ended, get_browser
 from .failure import fail_launch
-from .parked import end_at_any_stage
-
-if TYPE_CHECKING:
-    from django.contrib.auth.base_user import AbstractBaseUser
+from .frames import is_framed
+from .held import end_at_any_stage
+from .request_state import get_user
 
 __all__ = [
     "LaunchStart",
@@ -188,13 +187,11 @@ def _make_room(browser: Browser) -> None:
 
 
 def begin_ehr_launch(
+    request: HttpRequest,
     registration: ClientRegistration,
     *,
     iss: str,
     ehr_launch_id: str,
-    browser: Browser,
-    user: AbstractBaseUser | None,
-    is_framed: bool = False,
     left_frame: bool = False,
 ) -> LaunchStart:
     """
@@ -203,9 +200,7 @@ def begin_ehr_launch(
     Args:
         iss: as received; the request's ``aud``, character for character (EHRL-05),
             unless the server's ``aud_rule`` says otherwise.
-        user: who is signed in, or ``None``.
-        is_framed: whether its pages are shown in a frame of the server.
-        left_frame: whether they are shown in a new window instead.
+        left_frame: whether a new window has led out of a frame of the server.
 
     Raises:
         TransportError, DiscoveryError: the server's configuration is unavailable.
@@ -214,30 +209,21 @@ def begin_ehr_launch(
     scope = registration.ehr_scope
     if "launch" not in ScopeSet.parse(scope):
         scope = f"launch {scope}"
-    launch = Launch(kind=Launch.Kind.EHR, is_framed=is_framed, scope_asked=scope)
+    launch = Launch(kind=Launch.Kind.EHR, registration=registration, scope_asked=scope)
     if left_frame:
         launch.context = {LEFT_FRAME: True}
-    return _begin(
-        launch,
-        registration=registration,
-        browser=browser,
-        user=user,
-        iss=iss,
-        ehr_launch_id=ehr_launch_id,
-    )
+    return _begin(request, launch, iss=iss, ehr_launch_id=ehr_launch_id)
 
 
 def begin_standalone_launch(
+    request: HttpRequest,
     registration: ClientRegistration,
     *,
-    browser: Browser,
-    user: AbstractBaseUser | None,
     next_url: str = "",
-    is_framed: bool = False,
     may_sign_in: bool = False,
 ) -> LaunchStart:
     """
-    Begin a standalone launch: to sign in, or to connect if *user* is signed in.
+    Begin a standalone launch: to sign in, or to connect if a user is signed in.
 
     Args:
         may_sign_in: whether the connecting user lets the account sign them in later.
@@ -246,29 +232,29 @@ def begin_standalone_launch(
         TransportError, DiscoveryError: the server's configuration is unavailable.
         UnsupportedServerError: it lacks what this launch needs.
     """
+    connects = get_user(request) is not None
     launch = Launch(
         kind=Launch.Kind.STANDALONE,
-        intent=Launch.Intent.SIGN_IN if user is None else Launch.Intent.CONNECT,
-        is_framed=is_framed,
-        may_sign_in=may_sign_in and user is not None,
+        registration=registration,
+        intent=Launch.Intent.CONNECT if connects else Launch.Intent.SIGN_IN,
+        may_sign_in=may_sign_in and connects,
         scope_asked=registration.standalone_scope,
         next_url=next_url,
     )
-    return _begin(launch, registration=registration, browser=browser, user=user)
+    return _begin(request, launch)
 
 
 def _begin(
+    request: HttpRequest,
     launch: Launch,
     *,
-    registration: ClientRegistration,
-    browser: Browser,
-    user: AbstractBaseUser | None,
     iss: str = "",
     ehr_launch_id: str | None = None,
 ) -> LaunchStart:
     state = _make_random()
-    launch.registration = registration
-    launch.user = user  # type: ignore[assignment]  # AUTH_USER_MODEL is any user class
+    registration = launch.registration
+    launch.user = get_user(request)
+    launch.is_framed = is_framed(request)
     launch.state_digest = digest(state)
     launch.redirect_uri = registration.redirect_uri
     launch.callback_id = registration.callback_id
@@ -278,20 +264,21 @@ def _begin(
         if "openid" in launch.scopes_asked:
             check_moved(registration.server)
         _check_support(launch, configuration)
-        request = build_request(
+        asked = build_request(
             launch, configuration, state=state, iss=iss, ehr_launch_id=ehr_launch_id
         )
     except SMARTError as exc:
         fail_launch(None if exc.code == "discovery_busy" else launch, exc)
         raise
+    browser = get_browser(request)
     _make_room(browser)
     browser.start(launch)
     launch.save()
     logger.info("Launch %s started at server %s", launch.pk, registration.server_id)
     return LaunchStart(
         launch=launch,
-        request=request,
-        uses_post=_uses_post(configuration, request),
+        request=asked,
+        uses_post=_uses_post(configuration, asked),
     )
 
 

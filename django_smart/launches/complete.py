@@ -57,7 +57,7 @@ from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token, get_access_token_claims
 from .browser import Browser, forget_ended, get_browser, make_secret
 from .failure import build_used_error, fail_launch
-from .parked import (
+from .held import (
     UndecidedError,
     end_held_launches,
     find_question,

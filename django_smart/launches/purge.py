@@ -21,7 +21,7 @@ from ..grants.ending import (
 from ..models import Launch, TaskRun, TokenGrant
 from ..models.grant import LOST_TOKENS_KEPT, TokenGrantQuerySet
 from ..models.task_run import PURGE
-from .parked import end_expired_launches
+from .held import end_expired_launches
 
 __all__ = ["PurgeResult", "purge"]
 

@@ -18,8 +18,8 @@ from ..grants.ending import end_launches
 from ..models import Launch, TokenGrant
 from ..protocol.urls import get_origin
 from .browser import forget_ended, get_browser
+from .held import end_at_any_stage, end_held_launches
 from .messages import forget_messages
-from .parked import end_at_any_stage, end_held_launches
 from .request_state import get_request_state
 
 __all__ = [

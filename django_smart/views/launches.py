@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -15,16 +13,16 @@ from django.contrib.auth import get_backends, login, logout
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
-from django.http.response import HttpResponseBase
+from django.middleware.csrf import CsrfViewMiddleware
 from django.shortcuts import render, resolve_url
 from django.templatetags.static import static
 from django.utils import timezone
-from django.utils.decorators import method_decorator
+from django.utils.decorators import decorator_from_middleware, method_decorator
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.csrf import csrf_exempt, csrf_protect
+from django.views.decorators.csrf import csrf_exempt
 
 from ..backends import SMARTAuthenticationBackend
 from ..clients import build_fhir_client
@@ -40,7 +38,6 @@ from ..error_pages.retry import (
     find_ehr_sign_in,
     find_site_sign_in,
     sign_in_again,
-    signs_in_through_ehr,
     try_again,
 )
 from ..exceptions import (
@@ -67,14 +64,14 @@ from ..launches.complete import (
 )
 from ..launches.failure import fail_launch
 from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
-from ..launches.messages import forget_messages, keep_messages_apart
-from ..launches.parked import (
+from ..launches.held import (
     UndecidedError,
     has_account,
     is_protected,
     read_held,
     signs_in,
 )
+from ..launches.messages import forget_messages, keep_messages_apart
 from ..launches.people import (
     describe_arrived,
     describe_signed_in,
@@ -144,12 +141,10 @@ class LaunchView(ProtocolView):
         if first is not None:
             return first
         start = begin_ehr_launch(
+            request,
             registration,
             iss=iss,
             ehr_launch_id=ehr_launch_id,
-            browser=get_browser(request),
-            user=get_user(request),
-            is_framed=is_framed(request),
             left_frame=_LEFT in request.GET,
         )
         return go_to_server(request, start)
@@ -215,7 +210,12 @@ class LoginView(ProtocolView):
         user, named = get_user(request), request.POST.get("user", "")
         if user is None and named:
             # The session ran out: the launch would sign in, perhaps a new user.
-            return self._sign_in_again(request, url)
+            error = IdentityError(
+                "Whoever confirmed to connect is no longer signed in.",
+                code=_SIGNED_OUT,
+            )
+            fail_launch(None, error)
+            raise error
         if user is not None and (
             # The page named another user, as when support staff impersonate one.
             named != str(user.pk) or _chose_too_late(request)
@@ -236,10 +236,10 @@ class LoginView(ProtocolView):
         if can_pass(error):
             return try_again(url)
         again = None
-        if error.code == _SIGNED_OUT and (
-            last := Launch.objects.last_with_user(get_browser(self.request).digests)
-        ):
-            again = sign_in_again(self.request, last.user, next_url=url)
+        if error.code == _SIGNED_OUT:
+            last = Launch.objects.last_with_user(get_browser(self.request).digests)
+            user = last.user if last else None
+            again = sign_in_again(self.request, user, next_url=url)
         return again or choose_organization(next_url=next_url)
 
     def _read(self, values: QueryDict) -> tuple[dict[str, str], str]:
@@ -256,30 +256,13 @@ class LoginView(ProtocolView):
             fail_launch(None, exc)
             raise
 
-    @staticmethod
-    def _sign_in_again(request: HttpRequest, url: str) -> HttpResponse:
-        """Lead whoever confirmed to the site's login, and from there to *url*."""
-        last = Launch.objects.last_with_user(get_browser(request).digests)
-        if signs_in_through_ehr(request) or (
-            last is not None and find_ehr_sign_in(last.user)
-        ):
-            error = IdentityError(
-                "Whoever confirmed to connect is no longer signed in.",
-                code="user_signed_out",
-            )
-            fail_launch(None, error)
-            raise error
-        return harden(HttpResponseRedirect(build_sign_in_url(request, url)))
-
     def _begin(
         self, request: HttpRequest, registration: ClientRegistration, *, next_url: str
     ) -> HttpResponse:
         start = begin_standalone_launch(
+            request,
             registration,
-            browser=get_browser(request),
-            user=get_user(request),
             next_url=next_url,
-            is_framed=is_framed(request),
             may_sign_in=_has_chosen(request, registration),
         )
         return go_to_server(request, start)
@@ -524,34 +507,23 @@ class CallbackView(_CompletingView):
             self.launch = launch
 
 
-def _ask_again_without_token(view: Callable[..., HttpResponseBase]) -> Any:
+class _AskAgain(CsrfViewMiddleware):
     """
-    Like ``csrf_protect``, but without a valid token, the page asks again.
+    Without a valid token, the page asks again.
 
     The answer in one tab signs somebody in, which replaces the token; the page in the
     next tab would end in Django's, which leads nowhere.
     """
 
-    @csrf_exempt  # from the middleware, whose own check comes first
-    @wraps(view)
-    def check(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        answered: list[HttpResponseBase] = []
-
-        @csrf_protect
-        def run(request: HttpRequest) -> HttpResponseBase:
-            answered.append(view(request, *args, **kwargs))
-            return answered[0]
-
-        response = run(request)
-        page = f"{get_protocol_url('decide', key=kwargs['key'])}?{_AGAIN}=1"
-        return response if answered else harden(HttpResponseRedirect(page))
-
-    return check
+    def _reject(self, request: HttpRequest, reason: str) -> HttpResponse:
+        return harden(HttpResponseRedirect(f"{request.path}?{_AGAIN}=1"))
 
 
 @method_decorator(never_cache, name="dispatch")
+# From the site's own middleware, whose check comes first.
+@method_decorator(csrf_exempt, name="dispatch")
 # A session's user changes here: also on a site that leaves the middleware out.
-@method_decorator(_ask_again_without_token, name="dispatch")
+@method_decorator(decorator_from_middleware(_AskAgain), name="dispatch")
 class DecideView(_CompletingView):
     """
     The page that asks the user before a launch continues: ``decide/<key>/``.

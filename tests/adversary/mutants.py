@@ -97,7 +97,7 @@ def get_finding(printed: str) -> str:
 
 
 _HAS_CHOSEN = (
-    "launches/parked.py",
+    "launches/held.py",
     "return all(each.may_sign_in for each in own or known)",
 )
 _SCOPED = (
@@ -132,7 +132,7 @@ MUTANTS = (
         patches=[
             (*_HAS_CHOSEN, "return True"),
             (
-                "launches/parked.py",
+                "launches/held.py",
                 "return is_staff and server.slug not in",
                 "return False and server.slug not in",
             ),
@@ -142,12 +142,12 @@ MUTANTS = (
         attack="5 forced login",
         patches=[
             (
-                "launches/parked.py",
+                "launches/held.py",
                 'return "" if is_free else Launch.Question.SWITCH',
                 'return ""',
             ),
             (
-                "launches/parked.py",
+                "launches/held.py",
                 'return "" if is_free else Launch.Question.LINK',
                 'return ""',
             ),

@@ -23,7 +23,7 @@ from django.utils.html import escape
 from django_smart import tasks, transport
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.grants.ending import revoke_pending
-from django_smart.launches.parked import end_at_any_stage
+from django_smart.launches.held import end_at_any_stage
 from django_smart.launches.purge import purge
 from django_smart.models import (
     ClientRegistration,

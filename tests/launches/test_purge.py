@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from django_smart.clients import fhir_client_for
 from django_smart.grants.ending import disconnect_grant, revoke_pending
-from django_smart.launches.parked import end_expired_launches
+from django_smart.launches.held import end_expired_launches
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.signals import grant_ending, grant_revoked

@@ -405,8 +405,9 @@ def test_connecting_after_the_session_ran_out_asks_to_sign_in_again(
     browser = make_browser()
     _sign_in(browser)
     response = _press_connect(browser)
-    login = urlsplit(response["Location"])
-    assert (response.status_code, login.path) == (302, "/admin/login/")
+    assert (response.status_code, get_code(response)) == (409, "user_signed_out")
+    login = urlsplit(response.context["retry"].url)
+    assert login.path == "/admin/login/"
     assert not Launch.objects.exists()
     # Whoever signs in is asked again.
     _sign_in(browser)
@@ -422,8 +423,9 @@ def test_connecting_after_the_session_ran_out_leads_back_from_another_host(
     browser = make_browser()
     _sign_in(browser)
     response = _press_connect(browser)
-    assert response["Location"].startswith("https://id.example.org/smart/login/?")
-    (page,) = parse_qs(urlsplit(response["Location"]).query)["next"]
+    url = response.context["retry"].url
+    assert url.startswith("https://id.example.org/smart/login/?")
+    (page,) = parse_qs(urlsplit(url).query)["next"]
     assert page.startswith("https://app.example.org/smart/login/?server=harbour")
 
 
