@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db.models import Max, Q
+from django.db.models import F, Max, Q
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
 from django.utils.http import urlencode
@@ -136,23 +136,17 @@ def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> st
     if user is None or user.has_usable_password():
         return ""
     own = Identity.objects.filter(user_id=user.pk, may_sign_in=True)
-    sign_ins = Launch.objects.filter(
-        identity__in=own, intent=Launch.Intent.SIGN_IN, completed_at__isnull=False
-    )
-    used_at = dict(sign_ins.values_list("registration").annotate(Max("completed_at")))
+    used_by_them = Q(launches__identity__in=own, launches__intent=Launch.Intent.SIGN_IN)
     registrations = (
         ClientRegistration.objects.startable()
         .filter(server__in=own.values("server"))
-        .filter(Q(pk__in=used_at) | Q(standalone_slot__isnull=False))
-        .order_by("server__name")
+        .annotate(used_at=Max("launches__completed_at", filter=used_by_them))
+        .filter(Q(used_at__isnull=False) | Q(standalone_slot__isnull=False))
+        # The latest first: another client of the server may know them by another
+        # subject.
+        .order_by(F("used_at").desc(nulls_last=True), "server__name")
     )
-
-    def get_time(registration: ClientRegistration) -> float:
-        used = used_at.get(registration.pk)
-        return used.timestamp() if used else 0
-
-    # The latest first: another client of the server may know them by another subject.
-    for each in sorted(registrations, key=get_time, reverse=True):
+    for each in registrations:
         if "openid" in each.standalone_scope.split() and not is_protected(
             user, each.server
         ):

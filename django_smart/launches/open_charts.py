@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 5.0
 _AT_ONCE = 8
 
+# The name and, if it is known to the day, the date of birth.
+_Person = tuple[str, date | None]
 _Key = TypeVar("_Key")
 _Result = TypeVar("_Result")
 
@@ -66,12 +68,6 @@ class OpenChart:
     connection: tuple[Any, ...] | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class _Person:
-    name: str
-    birth_date: date | None
-
-
 def get_open_charts(request: HttpRequest) -> list[OpenChart]:
     """
     Return the launches that *request*'s browser and user can continue, newest first.
@@ -90,15 +86,13 @@ def get_open_charts(request: HttpRequest) -> list[OpenChart]:
     is_seen = request.headers.get("Sec-Fetch-Dest", "") != "empty"
     people = _fetch_people(launches) if is_seen else {}
     return [
-        _describe(request, launch, people.get(launch.pk))
+        _describe(request, launch, people.get(launch.pk, ("", None)))
         for launch in launches
         if launch.status == Launch.Status.OPEN
     ]
 
 
-def _describe(
-    request: HttpRequest, launch: Launch, person: _Person | None
-) -> OpenChart:
+def _describe(request: HttpRequest, launch: Launch, person: _Person) -> OpenChart:
     # Launches in this list are complete, so the time is set.
     opened_at = launch.completed_at or launch.created_at
     if launch.grant is not None:
@@ -106,8 +100,8 @@ def _describe(
     today = timezone.localdate()
     return OpenChart(
         url=build_launch_path(launch.key, _get_path(request, launch)),
-        patient_name=person.name if person else "",
-        birth_date=person.birth_date if person else None,
+        patient_name=person[0],
+        birth_date=person[1],
         server_name=launch.registration.server.name,
         kind=launch.kind,
         opened_at=opened_at,
@@ -133,7 +127,7 @@ def _get_path(request: HttpRequest, launch: Launch) -> str:
 
 def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
     """Return the patients of the launches; those not read in time are omitted."""
-    calls: dict[Launch, Callable[[float], _Person | None]] = {}
+    calls: dict[Launch, Callable[[float], _Person]] = {}
     for launch in launches:
         grant, patient_id = launch.grant, _get_patient_id(launch)
         if grant is None or patient_id is None or not can_be_used(grant):
@@ -150,8 +144,8 @@ def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
             logger.info(
                 "Launch %s is shown without a patient name (%s)", launch.pk, code
             )
-        elif (person := future.result()) is not None:
-            people[launch.pk] = person
+        else:
+            people[launch.pk] = future.result()
     return people
 
 
@@ -198,15 +192,11 @@ def can_be_used(grant: TokenGrant) -> bool:
 
 def _fetch_person(
     launch: Launch, grant: TokenGrant, patient_id: str, deadline: float
-) -> _Person | None:
+) -> _Person:
     transport = EHRTransport(grant.registration.server, deadline=deadline)
     fhir = build_fhir_client(grant, launch=launch, transport=transport)
     patient = fhir.read("Patient", patient_id)
     name = get_name(patient, today=timezone.localdate())
-    return _Person(name=name, birth_date=_read_birth_date(patient)) if name else None
-
-
-def _read_birth_date(patient: Mapping[str, Any]) -> date | None:
-    """Return the date, if it is precise to the day."""
     born = parse_date(patient.get("birthDate"))
-    return born.first_day if born is not None and born.is_day else None
+    is_known = bool(name) and born is not None and born.is_day
+    return name, born.first_day if born is not None and is_known else None

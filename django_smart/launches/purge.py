@@ -136,10 +136,8 @@ def _delete_unprotected(model: type[Model], pks: Sequence[int]) -> int:
     except IntegrityError:  # such as ProtectedError and RestrictedError
         if len(pks) == 1:
             return 0
-    else:
-        return len(pks)
-    half = len(pks) // 2
-    return sum(_delete_unprotected(model, each) for each in (pks[:half], pks[half:]))
+        return sum(_delete_unprotected(model, [pk]) for pk in pks)
+    return len(pks)
 
 
 def _log_protected(model: type[Model], number: int) -> None:
