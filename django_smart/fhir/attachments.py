@@ -135,17 +135,7 @@ def _write(content: bytes, file: BinaryIO, max_size: int) -> None:
 def _read_attachment(
     source: str | Mapping[str, Any], accept: str = ""
 ) -> tuple[bytes | str, str]:
-    """
-    Read an ``Attachment``, or the URL of content.
-
-    Returns:
-        The content, or its URL; and its media type, empty if unknown.
-
-    Raises:
-        FHIRRequestError: it has no valid data and no URL.
-
-    Spec: FHIR R4, data type Attachment; "RESTful API", Binary.
-    """
+    """Return the content of an ``Attachment`` or its URL, and its media type."""
     if isinstance(source, str):
         return source, accept
     media_type = accept or str(source.get("contentType") or "")

@@ -355,13 +355,8 @@ class RecordGuard:
 
 
 def _check_patch(patch: Any, kind: str) -> None:
-    """
-    Refuse a patch that touches what the resource is, and whose it is.
-
-    Raises:
-        FHIRRequestError: it is no JSON Patch; only the server knows a FHIRPath.
-    """
-    if not isinstance(patch, list):
+    """Refuse a patch that touches what the resource is, and whose it is."""
+    if not isinstance(patch, list):  # only the server knows a FHIRPath
         raise FHIRRequestError(
             "A patch under patient/ scopes must be a JSON Patch: a list of operations."
         )

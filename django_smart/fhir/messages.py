@@ -40,7 +40,6 @@ __all__ = [
     "ParsedResponse",
     "add_version",
     "build_malformed_error",
-    "build_status_error",
     "find_request_id",
     "get_issues",
     "is_resource_type",
@@ -425,10 +424,16 @@ def _is_id(value: object) -> bool:
 
 def raise_for_status(response: HTTPResponse, what: str) -> NoReturn:
     """Raise what a status of 400 or more means, with the server's issues."""
-    raise build_status_error(
-        response.status_code,
-        what,
-        outcome=parse_resource(response.body),
+    status = response.status_code
+    error = _STATUS_ERRORS.get(
+        status, FHIRUnavailableError if status >= 500 else FHIRStatusError
+    )
+    issues = get_issues(parse_resource(response.body))
+    said = _describe_issues(issues)
+    raise error(
+        f"the {what} returned status {status}" + (f" ({said})" if said else ""),
+        status_code=status,
+        issues=issues,
         media_type=response.media_type,
         retry_after=response.retry_after,
         request_id=find_request_id(response.headers),
@@ -461,31 +466,6 @@ def limit_chunks(chunks: Iterable[bytes], max_size: int) -> Iterator[bytes]:
         if size > max_size:
             raise ResponseTooLargeError(f"the download is larger than {max_size} bytes")
         yield chunk
-
-
-def build_status_error(
-    status: int,
-    what: str,
-    *,
-    outcome: object,
-    media_type: str = "",
-    retry_after: float | None = None,
-    request_id: str = "",
-) -> FHIRStatusError:
-    """Make the error for a status of 400 or more; *outcome* is what came with it."""
-    error = _STATUS_ERRORS.get(
-        status, FHIRUnavailableError if status >= 500 else FHIRStatusError
-    )
-    issues = get_issues(outcome)
-    said = _describe_issues(issues)
-    return error(
-        f"the {what} returned status {status}" + (f" ({said})" if said else ""),
-        status_code=status,
-        issues=issues,
-        media_type=media_type,
-        retry_after=retry_after,
-        request_id=request_id,
-    )
 
 
 def reports_error(outcome: object, *, codes: Collection[str] = ()) -> bool:

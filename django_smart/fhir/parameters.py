@@ -217,13 +217,7 @@ def _format(name: str, prefix: str, value: object) -> str:
 
 
 def _format_value(value: object) -> str:
-    """
-    Write one value as FHIR does.
-
-    Raises:
-        FHIRRequestError: it is ``None``, empty, of another kind, or a datetime without
-            a time zone; the text does not quote it.
-    """
+    """Write one value as FHIR does; an error does not quote it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, datetime) and value.utcoffset() is None:

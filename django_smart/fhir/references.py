@@ -130,12 +130,7 @@ def _find_by_id(
 
 
 def _get_reference(reference: object) -> str:
-    """
-    Return the text of a reference or a ``Reference``.
-
-    Raises:
-        FHIRRequestError: it has none, for example with only an identifier.
-    """
+    """Return the text of a reference or a ``Reference``."""
     text = reference.get("reference") if isinstance(reference, Mapping) else reference
     if not isinstance(text, str) or not text:
         raise FHIRRequestError("The reference has no target that can be resolved.")
@@ -143,12 +138,7 @@ def _get_reference(reference: object) -> str:
 
 
 def _parse_target(url: str) -> tuple[str, str, str | None]:
-    """
-    Return the resource type, id and version (or ``None``) in *url*.
-
-    Raises:
-        FHIRRequestError: it names no resource.
-    """
+    """Return the resource type, id and version (or ``None``) in *url*."""
     place = parse_place(url)
     if place is None or "?" in url:
         raise FHIRRequestError("The reference does not name a resource with an id.")
@@ -164,16 +154,8 @@ def _find_within(
     """
     Look for the target in the given resources and Bundles.
 
-    Args:
-        within: the resource that contains the reference, its Bundle, or a list with
-            these and other resources of the server, such as a search's ``included``.
-            Only one of them may have a target for a reference with ``#``; the same
-            resource may be in the list twice.
-        base_url: base of relative references, unless a Bundle in *within* shows where
-            the resource with the reference comes from.
-
-    Raises:
-        FHIRRequestError: it could only be there, and is not.
+    A relative reference is below *base_url*, unless a Bundle shows that the resource
+    with the reference comes from elsewhere.
 
     Spec: FHIR R4, "References", "Bundle", Resolving references in Bundles.
     """
@@ -181,32 +163,31 @@ def _find_within(
     bundles = [each for each in resources if each.get("resourceType") == "Bundle"]
     sources = [each for each in resources if each.get("resourceType") != "Bundle"]
     if reference.startswith("#"):
-        # The same id is something else in each resource.
-        targets = [
-            each
-            for source in sources
-            for each in (source, *iter_mappings(source.get("contained")))
-            if reference[1:] == ("" if each is source else each.get("id"))
-        ]
-        if targets and all(each == targets[0] for each in targets):
-            return dict(targets[0])
-        raise FHIRRequestError(
-            "The reference is to a contained resource: pass the resource that "
-            "contains it, and no other with the same contained id, as within=."
-        )
+        return _find_contained(reference[1:], sources)
     if not isinstance(within, Mapping):
         bundles.append({"entry": [{"resource": each} for each in sources]})
     known: dict[str, list[Mapping[str, Any]]] = {}
     for source in sources:
         known.setdefault(_get_key(source), []).append(source)
-    bases = set()
+    is_elsewhere = False
     for bundle in bundles:
         base = _find_base(bundle, known, base_url)
-        bases.add(base if bundle.get("type") == "document" else base_url)
-        found = _find_entry(reference, bundle, base, base_url=base_url)
-        if found is not None:
-            return found
-    if bases - {base_url} and ":" not in reference:
+        is_elsewhere |= base != base_url and bundle.get("type") == "document"
+        target, _, version = reference.partition("/_history/")
+        if ":" not in target:
+            target = f"{base}/{target.removeprefix('/')}"
+        matches = [
+            resource
+            for full_url, resource in _get_entries(bundle)
+            if (full_url or f"{base_url}/{_get_key(resource)}") == target
+            and version in {"", _get_meta(resource).get("versionId")}
+        ]
+        if matches:
+            # Of several versions, the last one is meant.
+            return max(
+                matches, key=lambda each: str(_get_meta(each).get("lastUpdated", ""))
+            )
+    if is_elsewhere and ":" not in reference:
         raise FHIRRequestError(
             "The reference is to a resource of another server, which the document "
             "does not contain."
@@ -216,6 +197,23 @@ def _find_within(
             "The reference is to an entry of a Bundle: pass the Bundle as within=."
         )
     return None
+
+
+def _find_contained(name: str, sources: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a contained resource, or the one that contains it for an empty name."""
+    # The same id is something else in each resource.
+    targets = [
+        each
+        for source in sources
+        for each in (source, *iter_mappings(source.get("contained")))
+        if name == ("" if each is source else each.get("id"))
+    ]
+    if targets and all(each == targets[0] for each in targets):
+        return dict(targets[0])
+    raise FHIRRequestError(
+        "The reference is to a contained resource: pass the resource that "
+        "contains it, and no other with the same contained id, as within=."
+    )
 
 
 def _find_base(
@@ -232,35 +230,14 @@ def _find_base(
     found = set()
     for full_url, resource in _get_entries(bundle):
         # Without a URL, an entry shows no base.
-        base = _get_base(full_url, resource)
-        if base and resource in known.get(_get_key(resource), ()):
-            return base
-        found |= {base} - {""}
+        base, _, id_ = full_url.rpartition(f"/{resource.get('resourceType')}/")
+        if base and id_ == resource.get("id", id_):
+            if resource in known.get(_get_key(resource), ()):
+                return base
+            found.add(base)
     if bundle.get("type") != "document" or not found or base_url in found:
         return base_url
     return found.pop() if len(found) == 1 else ""
-
-
-def _find_entry(
-    reference: str, bundle: Mapping[str, Any], base: str, *, base_url: str
-) -> dict[str, Any] | None:
-    """Look in *bundle*, in which a relative reference is below *base*."""
-    entries = list(_get_entries(bundle))
-    target, _, version = reference.partition("/_history/")
-    if "://" not in target and not target.lower().startswith("urn:"):
-        target = f"{base}/{target.removeprefix('/')}"
-    matches = [
-        resource
-        for full_url, resource in entries
-        if (full_url or f"{base_url}/{_get_key(resource)}") == target
-        and version in {"", _get_meta(resource).get("versionId")}
-    ]
-    # Of several versions, the last one is meant.
-    return max(
-        matches,
-        key=lambda each: str(_get_meta(each).get("lastUpdated", "")),
-        default=None,
-    )
 
 
 def _get_entries(bundle: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -268,12 +245,6 @@ def _get_entries(bundle: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any
         resource = entry.get("resource")
         if isinstance(resource, dict):
             yield str(entry.get("fullUrl", "")), resource
-
-
-def _get_base(full_url: str, resource: Mapping[str, Any]) -> str:
-    """Return the FHIR base URL of *resource*, or "" if its URL does not show it."""
-    base, _, id_ = full_url.rpartition(f"/{resource.get('resourceType')}/")
-    return base if id_ == resource.get("id", id_) else ""
 
 
 def _get_key(resource: Mapping[str, Any]) -> str:
