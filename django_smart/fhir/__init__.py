@@ -14,7 +14,7 @@ from django_smart.fhir.json import Number, dump_json, load_json
 from django_smart.fhir.messages import FHIRExchange
 from django_smart.fhir.outputs import get_output, get_outputs
 from django_smart.fhir.paging import History, SearchPage, SearchResult, SearchStream
-from django_smart.fhir.parameters import AnyOf, Quantity, Reference, Token, escape
+from django_smart.fhir.parameters import AnyOf, Quantity, Token, escape
 from django_smart.fhir.searching import PatientRecord
 from django_smart.fhir.session import FHIRSession
 
@@ -34,7 +34,6 @@ __all__ = [
     "Observer",
     "PatientRecord",
     "Quantity",
-    "Reference",
     "SearchPage",
     "SearchResult",
     "SearchStream",

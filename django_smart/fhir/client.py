@@ -224,8 +224,6 @@ class FHIRClient(FHIRConnection):
         id: str | None = None,  # noqa: A002
         *,
         since: datetime | None = None,
-        at: datetime | None = None,
-        count: int | None = None,
         limit: int | None = None,
     ) -> History:
         """
@@ -233,15 +231,13 @@ class FHIRClient(FHIRConnection):
 
         Args:
             since: only versions created at this time or later, an aware datetime.
-            at: only versions that were current at this time, an aware datetime.
-            count: entries per page.
             limit: maximum number of entries; by default, all are loaded, up to 1,000.
 
         Raises:
             TooManyResultsError: there are more than 1,000 entries and no *limit*, or
                 more than 100 MiB.
         """
-        interaction = build_history(resource_type, id, since=since, at=at, count=count)
+        interaction = build_history(resource_type, id, since=since)
         what = f"history of {resource_type or 'the server'}"
 
         def fetch(url: str) -> HTTPResponse:

@@ -57,11 +57,6 @@ class Compartment:
     subjects: tuple[str, ...] = ()
 
     @property
-    def is_shared(self) -> bool:
-        """Whether resources of this type belong to no patient."""
-        return not self.subjects
-
-    @property
     def names(self) -> frozenset[str]:
         """Search parameters that name the patient of a resource."""
         return SUBJECT_NAMES.intersection(self.subjects) | {self.parameter} - {""}
@@ -87,7 +82,7 @@ def get_compartment(resource_type: str) -> Compartment:
 def is_shared(resource_type: str) -> bool:
     """Whether resources of this type belong to no patient, nor hold any that do."""
     is_container = resource_type in _CONTAINERS
-    return not is_container and get_compartment(resource_type).is_shared
+    return not is_container and not get_compartment(resource_type).subjects
 
 
 def find_patient_parameter(resource_type: str) -> str:
@@ -138,15 +133,14 @@ class Record:
     scopes: ScopeSet
     is_for_script: bool = False
     types: Collection[str] | None = None
-    own: frozenset[str] = field(init=False, repr=False, compare=False)
-    """The references that name the patient, and no other form of them."""
 
-    def __post_init__(self) -> None:
-        own = set[str]()
-        if self.patient_id is not None:
-            reference = f"Patient/{self.patient_id}"
-            own = {reference, f"{self.base_url}/{reference}"}
-        object.__setattr__(self, "own", frozenset(own))
+    @property
+    def own(self) -> set[str]:
+        """The references that name the patient, and no other form of them."""
+        if self.patient_id is None:
+            return set()
+        reference = f"Patient/{self.patient_id}"
+        return {reference, f"{self.base_url}/{reference}"}
 
     # Scopes
 

@@ -282,20 +282,14 @@ def build_history(
     id: str | None,  # noqa: A002
     *,
     since: datetime | None = None,
-    at: datetime | None = None,
-    count: int | None = None,
 ) -> Interaction:
     """List versions: of a resource, a type or everything."""
     parts = _build_place(resource_type, id)
-    params: list[tuple[str, object]] = [
-        (name, value)
-        for name, value in (("_since", since), ("_at", at), ("_count", count))
-        if value is not None
-    ]
+    path = "/".join([*parts, "_history"])
     return Interaction(
         name=("history-system", "history-type", "history-instance")[len(parts)],
         method="GET",
-        path=_with_query("/".join([*parts, "_history"]), params),
+        path=_with_query(path, {} if since is None else {"_since": since}),
         resource_type=resource_type or "",
     )
 

@@ -9,12 +9,10 @@ from decimal import Decimal
 from urllib.parse import quote
 
 from django_smart.exceptions import FHIRRequestError
-from django_smart.fhir.messages import validate_id, validate_resource_type
 
 __all__ = [
     "AnyOf",
     "Quantity",
-    "Reference",
     "SearchParams",
     "Token",
     "build_search_query",
@@ -64,26 +62,6 @@ class Token:
         if not self.system and not self.code:
             return ""
         return f"{escape(self.system)}|{escape(self.code)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """
-    Another resource: ``Reference("Practitioner", "12")``.
-
-    Raises:
-        FHIRRequestError: the resource type or id is invalid.
-    """
-
-    resource_type: str
-    id: str = field(repr=False)
-
-    def __post_init__(self) -> None:
-        validate_resource_type(self.resource_type)
-        validate_id(self.id)
-
-    def __str__(self) -> str:
-        return f"{self.resource_type}/{self.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +209,7 @@ def _format_value(value: object) -> str:
     if isinstance(value, AnyOf):
         # "or" of nothing would be an empty value.
         return ",".join(_format_value(item) for item in value) or _refuse(value)
-    if isinstance(value, (str, Token, Reference, Quantity)):
+    if isinstance(value, (str, Token, Quantity)):
         return str(value) or _refuse(value)
     return _refuse(value)
 

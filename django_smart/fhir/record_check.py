@@ -98,7 +98,7 @@ class _Check:
         # By type, the scopes that leave it to the server, and those for the patient.
         self._scopes: dict[str, tuple[list[ResourceScope], list[ResourceScope]]] = {}
         # References to the patient, and to resources that are known to be theirs.
-        self._own = set(record.own)
+        self._own = record.own
         self._known: set[str] = set()
 
     def run(self, resource: Any) -> bool:

@@ -121,7 +121,7 @@ class CarelessServer:
         parts = [part for part in parts if part != "_search"]
         kind = self._types.get(parts[-1] if parts else "", "")
         compartment = get_compartment(kind)
-        is_named = len(parts) > 2 or compartment.is_shared
+        is_named = len(parts) > 2 or not compartment.subjects
         for name, value in pairs:
             is_secret |= self._looks_elsewhere(kind, name, value)
             bare = fold(name).partition(":")[0]

@@ -26,7 +26,7 @@ from django_smart.exceptions import (
     ServerTimeoutError,
     ServerUnreachableError,
 )
-from django_smart.fhir import BulkExport, FHIRClient, Reference
+from django_smart.fhir import BulkExport, FHIRClient
 from django_smart.testing import EHRSimulator
 from django_smart.transport import ResponseStream
 from tests.factories import make_service
@@ -363,7 +363,7 @@ def test_patients_are_named_in_a_body_and_in_no_url(grant):
     grant.client.export(
         "Patient",
         since=datetime(2026, 1, 1, tzinfo=UTC),
-        patient=["Patient/1", Reference("Patient", "2")],
+        patient=["Patient/1", "Patient/2"],
         allowPartialManifests=True,
         _typeFilter="Observation?code=4548-4",
     )

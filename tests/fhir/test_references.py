@@ -21,7 +21,6 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
     ResponseTooLargeError,
 )
-from django_smart.fhir import Reference
 from django_smart.fhir.guard import RecordRules
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, Grant, bundle, respond
@@ -508,7 +507,7 @@ def test_record_selects_its_patient(grant, record, resource_type, query):
 
 @pytest.mark.parametrize(
     "value",
-    ["p-1", "Patient/p-1", f"{BASE}/Patient/p-1", Reference("Patient", "p-1")],
+    ["p-1", "Patient/p-1", f"{BASE}/Patient/p-1"],
 )
 def test_record_takes_its_own_patient(grant, record, value):
     sent = quote(str(value), safe="")

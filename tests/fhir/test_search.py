@@ -26,7 +26,6 @@ from django_smart.exceptions import (
 from django_smart.fhir import (
     AnyOf,
     Quantity,
-    Reference,
     SearchPage,
     SearchStream,
     Token,
@@ -134,7 +133,7 @@ def find_url(value: Any) -> Any:
         ({"code": Token("8", "urn:s")}, "code=urn%3As%7C8"),
         ({"code": Token("8", "")}, "code=%7C8"),
         ({"code": Token("", "urn:s")}, "code=urn%3As%7C"),
-        ({"subject": Reference("Group", "g-1")}, "subject=Group%2Fg-1"),
+        ({"subject": "Group/g-1"}, "subject=Group%2Fg-1"),
         (
             {"code": AnyOf(Token("1", "urn:s"), Token("2"), escape("3,4"))},
             "code=urn%3As%7C1%2C2%2C3%5C%2C4",
@@ -179,17 +178,8 @@ def test_comparison_with_nothing_is_refused(grant, keyword, value):
         grant.client.search("Patient", **{keyword: value})
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [("patient", "1"), ("Patient", ""), ("Patient", "../x"), ("Patient", "a b")],
-)
-def test_reference_to_what_is_not_fhirs_is_refused(parts):
-    with pytest.raises(FHIRRequestError):
-        Reference(*parts)
-
-
 def test_values_do_not_show_whose_they_are():
-    shown = repr([Token("c4nary", "urn:mrn"), Reference("Patient", "c4nary")])
+    shown = repr([Token("c4nary", "urn:mrn")])
     shown += repr([Quantity(7), AnyOf("c4nary")])
     assert "c4nary" not in shown
     assert "urn:mrn" in shown

@@ -25,7 +25,7 @@ from django_smart.exceptions import (
     FHIRPreconditionFailedError,
     ReauthorizationRequiredError,
 )
-from django_smart.fhir import Reference, Token
+from django_smart.fhir import Token
 from django_smart.grants.ending import disconnect_grant, revoke_pending
 from django_smart.grants.introspection import introspect_grant
 from django_smart.grants.refresh import refresh_grant
@@ -155,7 +155,7 @@ def test_client_launches_reads_searches_refreshes_and_revokes(name):
 
     fhir = fhir_client_for(grant=grant)
     assert fhir.read("Patient", patient)["id"] == patient
-    found = fhir.search("Observation", patient=Reference("Patient", patient), _count=10)
+    found = fhir.search("Observation", patient=f"Patient/{patient}", _count=10)
     assert len({each["id"] for each in found}) == found.total > 10
 
     used = grant.refresh_token

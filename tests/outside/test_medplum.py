@@ -15,7 +15,7 @@ from django_smart.exceptions import (
     FHIRPreconditionFailedError,
     FHIRUnauthorizedError,
 )
-from django_smart.fhir import AnyOf, FHIRClient, Reference, Token
+from django_smart.fhir import AnyOf, FHIRClient, Token
 from tests.fhir.exporting import send
 from tests.fhir.servers import Carrier
 from tests.fhir.servers import Tokens as FixedTokens
@@ -155,7 +155,7 @@ def test_search(fhir, mrn):
 
     def ids(**params: object) -> list[str]:
         result = fhir.search(
-            "Observation", subject=Reference("Patient", patient["id"]), **params
+            "Observation", subject=f"Patient/{patient['id']}", **params
         )
         return [resource["id"] for resource in result]
 

@@ -27,7 +27,6 @@ from django_smart.exceptions import (
     ReauthorizationRequiredError,
     TokenResponseError,
 )
-from django_smart.fhir import Reference
 from django_smart.grants.ending import disconnect_grant, revoke_pending
 from django_smart.grants.introspection import introspect_grant
 from django_smart.grants.refresh import refresh_grant
@@ -234,7 +233,7 @@ def test_launch_reads_searches_and_refreshes(name, launch_type):
     assert (grant.patient_id, grant.is_offline) == (patient, True)
     fhir = fhir_client_for(grant=grant)
     assert fhir.read("Patient", patient)["id"] == patient
-    found = fhir.search("Observation", patient=Reference("Patient", patient), _count=10)
+    found = fhir.search("Observation", patient=f"Patient/{patient}", _count=10)
     assert len({each["id"] for each in found}) == found.total > 10
 
     assert refresh_grant(grant) is True
