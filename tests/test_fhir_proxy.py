@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.middleware.csrf import get_token
-from django.test import AsyncRequestFactory, RequestFactory
+from django.test import RequestFactory
 
 from django_smart.exceptions import (
     BearerBoundaryError,
@@ -25,9 +22,7 @@ from django_smart.exceptions import (
     TokenServerError,
 )
 from django_smart.launches.request_state import get_request_state
-from django_smart.protocol.messages import HTTPRequest
 from django_smart.protocol.scopes import ScopeSet
-from django_smart.transport import ResponseStream
 from django_smart.views import FHIRProxyView
 from tests.fhir.servers import BASE, TOKEN, Grant, bundle, respond
 
@@ -49,8 +44,7 @@ class Proxy:
     """The view, a launch for it, and a FHIR server behind it."""
 
     def __init__(self, *, boundary: str = "base", **attributes: Any) -> None:
-        self.streams: list[str] = []
-        self.grant = Grant(open_stream=self.open_stream, boundary=boundary)
+        self.grant = Grant(boundary=boundary)
         self.server = self.grant.server
         self.view = FHIRProxyView.as_view(**attributes)
         self.key = "key"
@@ -60,16 +54,6 @@ class Proxy:
             scopes=ScopeSet.parse("patient/*.cruds"),
             launch=SimpleNamespace(key="launch-1"),
         )
-
-    @contextmanager
-    def open_stream(self, request: HTTPRequest) -> Iterator[ResponseStream]:
-        self.streams.append("opened")
-        answer = self.server(request)
-        chunks = iter([answer.body[:2], answer.body[2:]])
-        try:
-            yield ResponseStream(head=answer, chunks=chunks)
-        finally:
-            self.streams.append("closed")
 
     def __call__(
         self,
@@ -967,86 +951,34 @@ def test_write_that_is_too_large_is_refused(settings):
     assert Proxy(methods=WRITES)("POST", "Observation", OBSERVATION).status_code == 413
 
 
-# Streams
+# Files
 
 
-def build_binary_proxy() -> Proxy:
-    """With a launch whose scopes leave each Binary to the server."""
-    proxy = Proxy(resource_types={"Binary"})
-    proxy.smart.scopes = ScopeSet.parse("patient/*.rs user/Binary.r")
-    return proxy
-
-
-def test_binary_is_streamed_where_it_is_listed(db):
-    proxy = build_binary_proxy()
-    scan = respond(b"<script>", media_type="text/html", set_cookie="ehr=1")
-    proxy.server.on("Binary/b1", scan)
+def test_binary_has_a_type_that_no_browser_runs():
+    proxy = Proxy()
+    subject = {"reference": "Patient/p1"}
+    binary = {"resourceType": "Binary", "id": "b1", "contentType": "text/html"}
+    page = {**binary, "data": "PHNjcmlwdD4=", "securityContext": subject}
+    proxy.server.on("Binary/b1", respond(page))
     response = proxy("GET", "Binary/b1")
-    assert response.streaming
-    assert proxy.streams == ["opened"]
-    assert b"".join(response) == b"<script>"
-    response.close()
-    assert proxy.streams == ["opened", "closed"]
-    assert response.headers["Content-Disposition"] == "attachment"
-    assert "Set-Cookie" not in response.headers
-    assert proxy.server.requests[0].headers["Accept"] == "*/*"
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/fhir+json"
+    # Others are no FHIR.
+    proxy.server.on("Binary/b1", respond(b"<script>", media_type="text/html"))
+    assert proxy("GET", "Binary/b1").status_code == 502
 
 
-@pytest.mark.django_db
-@pytest.mark.parametrize(
-    ("sent", "passed_on"),
-    [
-        ("text/javascript", "application/octet-stream"),
-        ("application/javascript; charset=utf-8", "application/octet-stream"),
-        ("text/html", "application/octet-stream"),
-        ("image/svg+xml", "application/octet-stream"),
-        ("application/xml", "application/octet-stream"),
-        ("text/css", "application/octet-stream"),
-        ("image/png, text/html", "application/octet-stream"),
-        ("IMAGE/PNG", "image/png"),
-        ("application/pdf", "application/pdf"),
-        ("text/plain; charset=utf-7", "text/plain"),
-    ],
-)
-def test_binary_has_a_type_that_no_browser_runs(sent, passed_on):
-    proxy = build_binary_proxy()
-    proxy.server.on("Binary/b1", respond(b"alert(1)", media_type=sent))
-    response = proxy("GET", "Binary/b1")
-    assert response.headers["Content-Type"] == passed_on
-    assert response.headers["Content-Disposition"] == "attachment"
-    response.close()
-
-
-def test_binary_that_nobody_reads_is_closed(db):
-    proxy = build_binary_proxy()
-    proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
-    proxy("GET", "Binary/b1").close()
-    assert proxy.streams == ["opened", "closed"]
-
-
-def test_binary_that_is_refused_is_an_outcome():
-    proxy = build_binary_proxy()
-    for status, expected in [(404, 404), (500, 502), (302, 502)]:
-        proxy.server.on("Binary/b1", respond(b"<html>", status, media_type="text/html"))
-        response = proxy("GET", "Binary/b1")
-        assert response.status_code == expected
-        assert json.loads(response.content)["resourceType"] == "OperationOutcome"
-    assert proxy.streams == ["opened", "closed"] * 3
-
-
-def test_binary_comes_as_json_where_every_type_is_allowed():
+def test_binary_says_whose_it_is():
     proxy = Proxy()
     binary = {"resourceType": "Binary", "id": "b1", "data": "PHNjcmlwdD4="}
     own = {**binary, "securityContext": {"reference": "Patient/p1"}}
     proxy.server.on("Binary/b1", respond(own))
     assert json.loads(proxy("GET", "Binary/b1").content) == own
-    assert proxy.streams == []
     for context in ({}, {"securityContext": {"reference": "Patient/p2"}}):
         proxy.server.on("Binary/b1", respond({**binary, **context}))
         assert proxy("GET", "Binary/b1").status_code == 403
 
 
-@pytest.mark.django_db
 @pytest.mark.parametrize("resource_types", [None, {"Binary", "DocumentReference"}])
 def test_binary_is_known_by_the_document_that_refers_to_it(resource_types):
     proxy = Proxy(resource_types=resource_types)
@@ -1067,8 +999,6 @@ def test_binary_is_known_by_the_document_that_refers_to_it(resource_types):
         proxy.server.on("DocumentReference/d1", respond(document))
         response = proxy("GET", path)
         assert response.status_code == status
-        assert response.streaming is (status == 200 and resource_types is not None)
-        response.close()
     organization = {"resourceType": "Organization", "id": "x", "alias": ["Binary/b1"]}
     proxy.server.on("Organization/x", respond(organization))
     for of, status in [
@@ -1167,25 +1097,6 @@ def test_text_of_the_patient_does_not_become_a_link():
         assert {request.method for request in proxy.server.requests} <= {"GET"}
 
 
-@pytest.mark.django_db
-def test_binary_that_is_streamed_is_its_documents_whatever_it_says():
-    other = {"reference": "Patient/p2"}
-    binary = {"resourceType": "Binary", "id": "b1", "securityContext": other}
-    document = {
-        "resourceType": "DocumentReference",
-        "id": "d1",
-        "subject": {"reference": "Patient/p1"},
-        "content": [{"attachment": {"url": "Binary/b1"}}],
-    }
-    for types, status in ((None, 403), ({"Binary", "DocumentReference"}, 200)):
-        proxy = Proxy(resource_types=types)
-        proxy.server.on("DocumentReference/d1", respond(document))
-        proxy.server.on("Binary/b1", respond(binary))
-        response = proxy("GET", "Binary/b1?_of=DocumentReference/d1")
-        assert response.status_code == status
-        response.close()
-
-
 def test_no_change_adds_a_link_to_a_binary():
     subject = {"reference": "Patient/p1"}
     document = {"resourceType": "DocumentReference", "id": "d1", "subject": subject}
@@ -1244,25 +1155,6 @@ def test_links_that_were_made_relative_may_be_sent_back():
     assert shown["content"][0]["attachment"]["url"] == "Binary/b2/_history/1"
     response = proxy("PUT", "DocumentReference/d1", {**shown, "description": "new"})
     assert response.status_code == 200
-
-
-def test_binary_is_not_streamed_before_it_is_known():
-    proxy = Proxy(resource_types={"Binary"})
-    proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
-    assert proxy("GET", "Binary/b1").status_code == 403
-    assert proxy.streams == []
-
-
-def test_binary_is_streamed_in_an_event_loop_too():
-    proxy = build_binary_proxy()
-    proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
-    response = proxy("GET", "Binary/b1", factory=AsyncRequestFactory())
-
-    async def read() -> bytes:
-        return b"".join([chunk async for chunk in response])
-
-    assert asyncio.run(read()) == b"scan"
-    assert proxy.streams == ["opened", "closed"]
 
 
 @pytest.mark.parametrize(

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
 from django.core import signing
 from django.core.exceptions import BadRequest, RequestDataTooBig, SuspiciousOperation
-from django.core.handlers.asgi import ASGIRequest
-from django.http import (
-    HttpRequest,
-    HttpResponse,
-    RawPostDataException,
-    StreamingHttpResponse,
-)
+from django.http import HttpRequest, HttpResponse, RawPostDataException
 from django.http.multipartparser import MultiPartParserError
-from django.http.response import HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_exempt
@@ -59,7 +50,6 @@ from ..fhir.messages import (
     process_delete_response,
     process_read_response,
     process_resource_response,
-    raise_unless_ok,
     resolve_link,
 )
 from ..fhir.record_check import (
@@ -82,6 +72,7 @@ _PAGE = "_page"
 # Types of Bundles that a server makes, page by page, for those who ask.
 _PAGED_TYPES = frozenset({"history", "searchset"})
 _READS = {"GET", "HEAD"}
+_WITH_BODY = {"PATCH", "POST", "PUT"}
 # What has to come back.
 _BUNDLE_TYPES = {
     "batch": {"batch-response"},
@@ -99,18 +90,6 @@ _SOURCE = "_of"
 # All that is passed on of an answer: nothing of the connection, no cookie and no
 # challenge, which a browser would answer with a dialogue.
 _RESPONSE_HEADERS = ("ETag", "Last-Modified", "Location", "Content-Location")
-# The types that a Binary keeps: none can hold a script.
-_HARMLESS_TYPES = frozenset(
-    {
-        FHIR_JSON,
-        "application/pdf",
-        "image/gif",
-        "image/jpeg",
-        "image/png",
-        "image/webp",
-        "text/plain",
-    }
-)
 _FORM_TYPE = "application/x-www-form-urlencoded"
 # Nothing of the connection, no cookie and no credentials, and no condition of a read:
 # which version another patient's resource has is also news.
@@ -158,8 +137,8 @@ class FHIRProxyView(View):
             require the site's CSRF token.
         batch: whether batches and transactions are allowed, with ``"POST"``.
         resource_types: allowed types; ``None`` for every type of R4 in the launch's
-            scopes.  ``"Binary"``, if listed, is sent as a download; a type that belongs
-            to no patient can only be changed if it is listed.
+            scopes.  A type that belongs to no patient can only be changed if it is
+            listed.
         operations: allowed operations, without ``$``.
         parameters: search parameters that are allowed as well, with their type, such as
             ``"Observation.encounter"``.
@@ -173,9 +152,7 @@ class FHIRProxyView(View):
 
     # Not meant to be overridden
 
-    def dispatch(
-        self, request: HttpRequest, *args: Any, **kwargs: Any
-    ) -> HttpResponseBase:
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Answer with FHIR JSON, whatever happens."""
         path = kwargs["path"] if "path" in kwargs else args[0]
         try:
@@ -201,7 +178,7 @@ class FHIRProxyView(View):
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
-    def _answer(self, request: HttpRequest, path: str) -> HttpResponseBase:
+    def _answer(self, request: HttpRequest, path: str) -> HttpResponse:
         method = request.method or ""
         if method not in self.methods:
             text = str(build_unlisted_error("methods", method))
@@ -217,23 +194,26 @@ class FHIRProxyView(View):
             asked = Interaction(name="get", method="GET", path=url)
             return _pass_on(guard.fetch(asked), asked, guard, rewriter)
         query, source = _take_source(request)
-        asked = _read_interaction(request, path, query)
+        body, media_type = _read_value(request, path)
+        asked = parse_interaction(
+            method,
+            f"{path}?{query}" if query else path,
+            headers=_get_headers(request),
+            body=body,
+            media_type=media_type,
+        )
         rules.check(asked)
         prepared = guard.prepare(asked)
         is_binary = (asked.resource_type, asked.name) == ("Binary", "read")
         if source and not is_binary:
             raise FHIRRequestError(f"{_SOURCE} is only valid for a Binary.")
-        is_known = is_binary and guard.record.is_open("read", "Binary")
-        if source and not is_known:
-            guard, is_known = _check_source(guard, asked, rules, source), True
-        # A stream does not show whose it is.
-        if is_known and "Binary" in (self.resource_types or ()):
-            return _stream_binary(request, smart, asked.path)
+        if source and not guard.record.is_open("read", "Binary"):
+            guard = _check_source(guard, asked, rules, source)
         answer = guard.fetch(prepared)
         try:
             return _pass_on(answer, asked, guard, rewriter)
-        except (ForeignPatientError, MalformedFHIRResponseError) as error:
-            if not is_binary or is_known:
+        except ForeignPatientError as error:
+            if not is_binary or source:
                 raise
             raise ForeignPatientError(
                 "A Binary does not name its patient: name the resource that "
@@ -293,26 +273,6 @@ def _check_csrf(request: HttpRequest) -> None:
         )
 
 
-def _read_interaction(request: HttpRequest, path: str, query: str) -> Interaction:
-    """
-    The interaction that a request is, its body as Python has it.
-
-    Raises:
-        FHIRRequestError: it is none of FHIR's.
-    """
-    method = request.method or ""
-    body = media_type = None
-    if method in {"POST", "PUT", "PATCH"}:
-        body, media_type = _read_value(request, path)
-    return parse_interaction(
-        method,
-        f"{path}?{query}" if query else path,
-        headers=_get_headers(request),
-        body=body,
-        media_type=media_type or "",
-    )
-
-
 def _get_headers(request: HttpRequest) -> dict[str, str]:
     headers = {}
     name = _REQUEST_HEADERS.get(request.method or "", "")
@@ -328,6 +288,8 @@ def _get_headers(request: HttpRequest) -> dict[str, str]:
 def _read_value(request: HttpRequest, path: str) -> tuple[Any, str]:
     """The body, parsed unless it is a form, and the media type to send it with."""
     media_type = request.content_type or ""
+    if request.method not in _WITH_BODY:
+        return None, ""
     if path.rstrip("/").endswith("_search"):
         if media_type != _FORM_TYPE:
             raise _RefusedError(
@@ -375,8 +337,7 @@ def _check_source(
     """
     Refuse a Binary, unless *source* is a resource of the patient that refers to it.
 
-    Returns:
-        What checks the Binary itself, which then need not say whose it is.
+    The guard that is returned checks a Binary that need not say whose it is.
     """
     read = parse_interaction("GET", source)
     if read.name != "read":
@@ -438,46 +399,6 @@ def _read_answer(answer: HTTPResponse, asked: Interaction) -> dict[str, Any] | N
     if not is_wanted:
         raise MalformedFHIRResponseError("the response is not what was asked for")
     return resource
-
-
-def _stream_binary(
-    request: HttpRequest, smart: Any, path: str
-) -> StreamingHttpResponse:
-    """The bytes of a Binary: a download, never a page or a script of this site."""
-    with ExitStack() as stack:
-        stream = stack.enter_context(
-            smart.fhir.stream(
-                "GET",
-                path,
-                headers={"Accept": "*/*"},
-                interaction="read",
-                resource_type="Binary",
-            )
-        )
-        raise_unless_ok(stream, what="request")
-        head, closing = stream.head, stack.pop_all()
-
-    def read() -> Iterator[bytes]:
-        with closing:
-            yield from stream.chunks
-
-    chunks: Any = read()
-    if isinstance(request, ASGIRequest):
-        chunks = _read_async(chunks)
-    is_harmless = head.media_type in _HARMLESS_TYPES
-    response = StreamingHttpResponse(
-        chunks,
-        content_type=head.media_type if is_harmless else "application/octet-stream",
-    )
-    response._resource_closers.append(closing.close)  # type: ignore[attr-defined]
-    response.headers["Content-Disposition"] = "attachment"
-    return response
-
-
-async def _read_async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    read_one = sync_to_async(lambda: next(chunks, None))
-    while (chunk := await read_one()) is not None:
-        yield chunk
 
 
 # Addresses of the FHIR server, replaced by addresses of this site
