@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -37,7 +37,7 @@ from django_smart.fhir.messages import (
     resolve_url,
 )
 from django_smart.fhir.parameters import build_search_query
-from django_smart.protocol.messages import HTTPRequest
+from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.urls import is_same_origin
 from django_smart.transport import ResponseStream
 
@@ -54,14 +54,12 @@ _LONGEST_TOLD_WAIT = 3600.0
 _LONGEST_LINE = 50 * 1024 * 1024
 # Connections that may break in a row without a new line.
 _TRIES = 3
-# Of all manifests of an export, which are kept.
-_MAX_MANIFESTS = 10_000
-_MAX_BYTES = 100 * 1024**2
+# Statuses of a server that is not ready, or too busy to say.
+_WAITING = frozenset({202, 429, 503})
 # Parameters of a kick-off by POST that are not strings.
 _VALUE_TYPES = {
     "_since": "valueInstant",
     "_until": "valueInstant",
-    "allowPartialManifests": "valueBoolean",
     "patient": "valueReference",
 }
 _REFERENCE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
@@ -153,8 +151,6 @@ def _build_parameters(query: str) -> dict[str, Any]:
         value: object = text
         if kind == "valueReference":
             value = {"reference": text}
-        elif kind == "valueBoolean":
-            value = text == "true"
         parameters.append({"name": name, kind: value})
     return {"resourceType": "Parameters", "parameter": parameters}
 
@@ -180,11 +176,8 @@ class BulkExport:
         except (KeyError, TypeError, ValueError):
             raise FHIRRequestError("This is not the state of an export.") from None
         self._client = client
-        # Complete manifests, their locations, and the location of the next one.
-        self._manifests: list[dict[str, Any]] = []
-        self._followed: set[str] = set()
-        self._size = 0
-        self._next_url: str | None = self._status_url
+        # Empty until the export is ready.
+        self._manifest: dict[str, Any] = {}
         self._own_wait = _FIRST_WAIT
 
     def __repr__(self) -> str:
@@ -209,40 +202,21 @@ class BulkExport:
         """
         Poll once; return the seconds to wait, or ``None`` if the export is ready.
 
-        Of partial manifests, all available ones are loaded.
-
         Raises:
             FHIRStatusError: the export failed, or the server no longer knows it.
             MalformedFHIRResponseError: the list of files is invalid.
-            BearerBoundaryError: another list of files is outside the boundary.
         """
-        while self._next_url is not None:
-            wait = self._ask(self._next_url)
-            if wait is not None:
-                return wait
-        return None
-
-    def _ask(self, url: str) -> float | None:
-        """Poll *url*: return the seconds to wait, or ``None`` if it can continue."""
+        if self._manifest:
+            return None
         response = self._client.request(
-            "GET", url, headers={"Accept": "application/json"}
+            "GET", self._status_url, headers={"Accept": "application/json"}
         )
         status = response.status_code
-        is_waiting = status in {202, 429, 503}
-        if status >= 400 and not is_waiting:
-            raise_for_status(response, "export")
-        manifest = _load_manifest(response.body) if status in {200, 202} else ""
-        link = _find_next(manifest) if isinstance(manifest, dict) else ""
-        # Without a link and while the server is not done, it may still grow.
-        if isinstance(manifest, dict) and (link or not is_waiting):
-            self._size += len(response.body)
-            self._follow(url, resolve_url(url, link) if link else None)
-            self._manifests.append(manifest)
+        if status not in _WAITING:
+            if status >= 400:
+                raise_for_status(response, "export")
+            self._manifest = _load_manifest(response)
             return None
-        if not is_waiting:
-            raise build_malformed_error(
-                response, str(manifest) or f"the export returned status {status}"
-            )
         wait = response.retry_after
         if wait is None:
             # Without Retry-After, at growing intervals.
@@ -250,15 +224,6 @@ class BulkExport:
             self._own_wait = min(wait * 2, _LONGEST_WAIT)
         # Zero would be a busy loop.
         return min(max(wait, 0.1), _LONGEST_TOLD_WAIT)
-
-    def _follow(self, url: str, next_url: str | None) -> None:
-        seen = {"", url, *self._followed}
-        is_long = len(seen) > _MAX_MANIFESTS or self._size > _MAX_BYTES
-        if next_url in seen or is_long:
-            raise MalformedFHIRResponseError("the manifests of the export never end")
-        self._followed.add(url)
-        self._next_url = next_url
-        self._own_wait = _FIRST_WAIT
 
     def wait(self, *, seconds: float = 24 * 3600.0) -> None:
         """
@@ -312,7 +277,7 @@ class BulkExport:
     def transaction_time(self) -> str:
         """The time of the data, a string; pass it as ``since`` to the next export."""
         self.wait()
-        return str(self._manifests[0]["transactionTime"])
+        return str(self._manifest["transactionTime"])
 
     def delete(self) -> None:
         """
@@ -334,19 +299,18 @@ class BulkExport:
             process_delete_response(response, what="deletion of an export")
 
     def _walk(self, *names: str) -> Iterator[ExportedFile]:
-        """Yield the files of all manifests in order, once the export is ready."""
+        """Yield the files of the manifest, once the export is ready."""
         self.wait()
         if self._is_limited and "output" in names:
             self._check_limit()
-        for manifest in self._manifests:
-            for item in (item for name in names for item in manifest[name]):
-                kind, count = item.get("type"), item.get("count")
-                yield ExportedFile(
-                    # It appears in the audit trail, where a server writes no text.
-                    type=kind if is_resource_type(kind) else "",
-                    url=item["url"],
-                    count=count if isinstance(count, int) else None,
-                )
+        for item in (item for name in names for item in self._manifest[name]):
+            kind, count = item.get("type"), item.get("count")
+            yield ExportedFile(
+                # It appears in the audit trail, where a server writes no text.
+                type=kind if is_resource_type(kind) else "",
+                url=item["url"],
+                count=count if isinstance(count, int) else None,
+            )
 
     def _check_limit(self) -> None:
         """Refuse the files if the server ignored which patients were named."""
@@ -380,7 +344,7 @@ class BulkExport:
 
     def _open(self, file: ExportedFile) -> AbstractContextManager[ResponseStream]:
         headers = {"Accept": _NDJSON}
-        if self._manifests[0].get("requiresAccessToken") is False:
+        if self._manifest.get("requiresAccessToken") is False:
             return self._client.stream_anonymous(file.url, headers=headers)
         return self._client.stream(
             "GET",
@@ -400,14 +364,14 @@ def _is_about_patients(issue: Mapping[str, Any]) -> bool:
     return bool(is_ignored and re.search(r"\bpatient\b", told))
 
 
-def _load_manifest(body: bytes) -> dict[str, Any] | str:
-    """Return the manifest, or what is wrong with it."""
-    try:
-        manifest = json.loads(body)
-    except (ValueError, RecursionError):
-        manifest = None
+def _load_manifest(response: HTTPResponse) -> dict[str, Any]:
+    """Return the manifest, in which each kind of files is a list."""
+    manifest = None
+    if response.status_code == 200:
+        with suppress(ValueError, RecursionError):
+            manifest = json.loads(response.body)
     if not isinstance(manifest, dict):
-        return "the export returned no list of files"
+        raise build_malformed_error(response, "the export returned no list of files")
     for name in ("output", "deleted", *_PROBLEMS, "link"):
         if manifest.get(name) is None:
             # Absent when empty; null is what some servers write.
@@ -417,15 +381,16 @@ def _load_manifest(body: bytes) -> dict[str, Any] | str:
             isinstance(item, dict) and isinstance(item.get("url"), str)
             for item in items
         ):
-            return f'"{name}" of the export is not a list of files'
+            raise build_malformed_error(
+                response, f'"{name}" of the export is not a list of files'
+            )
     if not isinstance(manifest.get("transactionTime"), str):
-        return "the export has no transactionTime"
+        raise build_malformed_error(response, "the export has no transactionTime")
+    if any(link.get("relation") == "next" for link in manifest["link"]):
+        raise build_malformed_error(
+            response, "the export has partial manifests, which are not supported"
+        )
     return manifest
-
-
-def _find_next(manifest: dict[str, Any]) -> str:
-    links = (each for each in manifest["link"] if each.get("relation") == "next")
-    return next((str(each["url"]) for each in links), "")
 
 
 def _read_deletions(bundle: dict[str, Any], *, base: str) -> Iterator[str]:

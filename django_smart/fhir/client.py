@@ -522,8 +522,8 @@ class FHIRClient(FHIRConnection):
             types: resource types; all by default.
             since: only resources that changed since then.
             by_post: send the parameters in a body; always used with ``patient``.
-            parameters: other parameters, such as ``_typeFilter``,
-                ``allowPartialManifests=True``, or ``patient=["Patient/1", …]``.
+            parameters: other parameters, such as ``_typeFilter`` or
+                ``patient=["Patient/1", …]``.
 
         Returns:
             The export.  Iterate it when the server is ready, or store its ``state``.

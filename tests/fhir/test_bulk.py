@@ -101,35 +101,15 @@ def test_export_beyond_the_scopes_is_refused(fhir):
         fhir.export("Group/g-1")
 
 
-def test_all_partial_manifests_are_followed(fhir, ehr, pauses):
-    ehr.bulk.observations, ehr.bulk.lines_per_file = 35, 10
-    export = fhir.export(types=["Observation"], allowPartialManifests=True)
-    assert [found["id"] for found in export] == [f"made-up-{n}" for n in range(35)]
-    assert len(pauses) == 4
-    assert [file.count for file in export.files] == [10, 10, 10, 5]
-
-
-def test_partial_export_goes_on_in_the_file_where_it_was(fhir, ehr):
-    ehr.bulk.observations, ehr.bulk.lines_per_file = 35, 10
-    export = fhir.export(types=["Observation"], allowPartialManifests=True)
-    reader = iter(export)
-    seen = [next(reader)["id"] for _ in range(24)]
-    state = json.loads(json.dumps(export.state))
-    assert (state["file"], state["line"]) == (2, 3)
-    rest = [found["id"] for found in fhir.resume_export(state)]
-    assert seen[:23] + rest == [f"made-up-{number}" for number in range(35)]
-
-
 def test_deletions_since_then_are_an_iterator_of_their_own(fhir, ehr):
     kept, gone = list(ehr.data["Observation"])[:2]
     before = datetime.now(UTC) - timedelta(seconds=1)
     ehr.versions.put("Observation", gone, None, method="DELETE")
     resource = ehr.versions.get_current("Observation", kept)
     ehr.versions.put("Observation", kept, resource, method="PUT")
-    for options in ({}, {"allowPartialManifests": True}):
-        export = fhir.export(since=before, **options)
-        assert list(export.deleted()) == [f"Observation/{gone}"]
-        assert [found["id"] for found in export] == [kept]
+    export = fhir.export(since=before)
+    assert list(export.deleted()) == [f"Observation/{gone}"]
+    assert [found["id"] for found in export] == [kept]
     assert list(fhir.export().deleted()) == []
 
 
@@ -142,10 +122,10 @@ def test_kick_off_by_post_has_its_parameters_in_the_body(fhir, ehr):
     assert list(export) == list(by_get)
 
 
-def test_problems_are_on_the_last_manifest(fhir, ehr):
+def test_problems_are_beside_the_files(fhir, ehr):
     ehr.bulk.problems.append("one record is locked")
     ehr.bulk.observations, ehr.bulk.lines_per_file = 15, 10
-    export = fhir.export(types=["Observation"], allowPartialManifests=True)
+    export = fhir.export(types=["Observation"])
     (outcome,) = export.problems()
     assert outcome["issue"][0]["diagnostics"] == "one record is locked"
     assert len(list(export)) == 15
@@ -221,24 +201,6 @@ def test_server_writes_no_text_into_the_audit_trail(name):
     exported = [each for each in odd.exchanges if each.interaction == "export"]
     # The path of the file shows no type, either.
     assert [each.resource_type for each in exported] == [""]
-
-
-def test_manifests_do_not_fill_the_memory():
-    sent: list[str] = []
-
-    def send(request: Any) -> Any:
-        sent.append(request.url)
-        manifest = {
-            "transactionTime": TIME,
-            "output": [{"url": "x" * 4 * 1024**2}],
-            "link": [{"relation": "next", "url": f"{STATUS}?{len(sent)}"}],
-        }
-        return respond(manifest, media_type="application/json")
-
-    export = BulkExport(Grant(send=send).client, {"status_url": STATUS})
-    with pytest.raises(MalformedFHIRResponseError, match="never end"):
-        export.poll()
-    assert len(sent) == 25
 
 
 def test_file_whose_connection_breaks_is_read_on_from_there():
@@ -364,7 +326,6 @@ def test_patients_are_named_in_a_body_and_in_no_url(grant):
         "Patient",
         since=datetime(2026, 1, 1, tzinfo=UTC),
         patient=["Patient/1", "Patient/2"],
-        allowPartialManifests=True,
         _typeFilter="Observation?code=4548-4",
     )
     (request,) = grant.server.requests
@@ -377,7 +338,6 @@ def test_patients_are_named_in_a_body_and_in_no_url(grant):
         {"name": "_since", "valueInstant": "2026-01-01T00:00:00+00:00"},
         {"name": "patient", "valueReference": {"reference": "Patient/1"}},
         {"name": "patient", "valueReference": {"reference": "Patient/2"}},
-        {"name": "allowPartialManifests", "valueBoolean": True},
         {"name": "_typeFilter", "valueString": "Observation?code=4548-4"},
     ]
 
@@ -392,22 +352,27 @@ def manifest(*files: str, next_url: str | None = None, **members: Any) -> Any:
     }
 
 
-def test_manifest_that_may_grow_is_not_read_before_it_has_its_link(grant):
+def test_manifest_that_may_grow_is_not_read(grant):
     # While it is in progress, as smart-on-fhir/bulk-data-server answers.
     grant.server.on(
         STATUS,
         respond({"resourceType": "OperationOutcome"}, 202),
         respond(manifest("a"), 202, retry_after="2"),
-        respond(manifest("a", "b"), 202, retry_after="3"),
-        respond(manifest("a", "b", next_url="?page=2"), 202),
+        respond(manifest("a", "b")),
     )
-    grant.server.on(f"{STATUS}?page=2", respond(b"", 202), respond(manifest("c")))
-    for number, name in enumerate("abc"):
+    for number, name in enumerate("ab"):
         grant.server.on(name, respond(line(number)))
     export = BulkExport(grant.client, {"status_url": STATUS})
-    assert [found["id"] for found in export] == ["0", "1", "2"]
-    assert grant.pauses == [1, 2, 3, 1]
+    assert [found["id"] for found in export] == ["0", "1"]
+    assert grant.pauses == [1, 2]
     assert export.poll() is None
+
+
+def test_export_in_parts_is_not_taken_for_all_of_it(grant):
+    grant.server.on(STATUS, respond(manifest("a", next_url="?page=2")))
+    grant.server.on("a", respond(line(1)))
+    with pytest.raises(MalformedFHIRResponseError, match="partial"):
+        ids(BulkExport(grant.client, {"status_url": STATUS}))
 
 
 def test_lists_of_files_may_be_null(grant):
@@ -461,24 +426,6 @@ def test_export_of_more_patients_than_named_is_not_read(grant, name, issue, is_r
     # Without patients, nothing was ignored.
     everybody = BulkExport(grant.client, {"status_url": STATUS})
     assert ids(everybody) == ["1"]
-
-
-@pytest.mark.parametrize(
-    ("members", "error"),
-    [
-        ({"next_url": STATUS}, MalformedFHIRResponseError),
-        ({"next_url": "http://["}, MalformedFHIRResponseError),
-        ({"link": {"relation": "next"}}, MalformedFHIRResponseError),
-        ({"next_url": "https://other.example.org/2"}, BearerBoundaryError),
-        ({"next_url": f"{BASE}/gone"}, FHIRNotFoundError),
-    ],
-)
-def test_manifests_that_cannot_be_followed_are_an_error(grant, members, error):
-    grant.server.on(STATUS, respond(manifest("a", **members)))
-    grant.server.on("gone", respond({}, 404))
-    grant.server.on("a", respond(line(1)))
-    with pytest.raises(error):
-        ids(BulkExport(grant.client, {"status_url": STATUS}))
 
 
 def test_failed_file_says_why(grant):

@@ -86,9 +86,9 @@ def test_all_groups_patients_and_systems_are_exported(connect):
     assert found["id"] == one
 
 
-def test_partial_manifests_are_followed_and_gone_on_with(connect):
+def test_files_are_gone_on_with(connect):
     fhir = connect(page=50, opp=3)
-    export = fhir.export(allowPartialManifests=True)
+    export = fhir.export()
     seen = [found["id"] for found in islice(export, 170)]
     rest = [found["id"] for found in fhir.resume_export(export.state)]
     assert len({*seen, *rest}) == count_all()
