@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime
@@ -12,12 +13,12 @@ from django_smart.exceptions import (
     FHIRPreconditionFailedError,
     FHIRRequestError,
     ForeignPatientError,
+    MalformedFHIRResponseError,
 )
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
 from django_smart.fhir.attachments import build_document, download
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
-from django_smart.fhir.capabilities import capabilities
 from django_smart.fhir.connection import FHIRConnection, refuse_in_event_loop
 from django_smart.fhir.interactions import (
     Interaction,
@@ -46,7 +47,11 @@ from django_smart.fhir.searching import PatientRecord, iterate, iterate_pages
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 
-__all__ = ["FHIRClient"]
+__all__ = ["FHIRClient", "forget_capabilities"]
+
+# By base URL: when it was read, and the statement.
+_capabilities: dict[str, tuple[float, dict[str, Any]]] = {}
+_MAX_CAPABILITIES = 64
 
 
 class FHIRClient(FHIRConnection):
@@ -76,7 +81,6 @@ class FHIRClient(FHIRConnection):
 
     as_fhirpy = build_fhirpy
     as_fhirclient = build_fhirclient
-    capabilities = capabilities
     download = download
     iterate_pages = iterate_pages
     resolve = resolve
@@ -393,6 +397,30 @@ class FHIRClient(FHIRConnection):
                 answer["parameter"] = [value]
         return answer
 
+    def capabilities(self, *, max_age: float = 3600.0) -> dict[str, Any]:
+        """
+        Read the server's ``CapabilityStatement``.
+
+        All clients of this process share it: do not change it.
+
+        Args:
+            max_age: seconds for which an earlier response is reused.
+        """
+        known = _capabilities.get(self.base_url)
+        if known is not None and time.monotonic() - known[0] < max_age:
+            return known[1]
+        response = self.perform(
+            Interaction(name="capabilities", method="GET", path="metadata")
+        )
+        statement = process_resource_response(response, what="read of the capabilities")
+        # Its name in DSTU2 (FHIR-08).
+        if statement["resourceType"] not in {"CapabilityStatement", "Conformance"}:
+            raise MalformedFHIRResponseError("metadata is not a CapabilityStatement")
+        if len(_capabilities) >= _MAX_CAPABILITIES:
+            _capabilities.clear()
+        _capabilities[self.base_url] = time.monotonic(), statement
+        return statement
+
     def batch(self) -> Batch:
         """Collect interactions that succeed or fail independently."""
         return Batch("batch", self)
@@ -553,3 +581,8 @@ class FHIRClient(FHIRConnection):
             FHIRRequestError: *state* is not the state of an export.
         """
         return BulkExport(self, state)
+
+
+def forget_capabilities(base_url: str) -> None:
+    """Make :meth:`FHIRClient.capabilities` read the server's statement again."""
+    _capabilities.pop(base_url.removesuffix("/"), None)

@@ -40,7 +40,6 @@ from django_smart.fhir.interactions import (
     parse_query,
     write_query,
 )
-from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
     ParsedResponse,
     parse_resource,
@@ -81,14 +80,7 @@ class RecordRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordGuard:
-    """
-    Prepares the requests of a client, and checks the responses.
-
-    Args:
-        record: of the patient.
-        fetch: sends an interaction as it is.
-        rules: of changes.
-    """
+    """Prepares requests, which *fetch* sends, and checks the responses."""
 
     record: Record
     fetch: Callable[[Interaction], HTTPResponse]
@@ -133,9 +125,7 @@ class RecordGuard:
         """
         Refuse what came, unless it is the patient's or nobody's.
 
-        Returns:
-            The response, parsed if it is a resource.  What is malformed is left to
-            whoever reads it.
+        The response is returned parsed; what is malformed is left to its reader.
         """
         if asked.name == "capabilities" or not 200 <= response.status_code < 300:
             return response

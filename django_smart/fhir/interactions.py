@@ -52,12 +52,7 @@ _HANDLINGS = frozenset({"strict", "lenient"})
 
 
 def build_etag(version: Version) -> str:
-    """
-    ETag of a version: of its id, of a resource that has one, or an ETag as it is.
-
-    Raises:
-        FHIRRequestError: none of these.
-    """
+    """ETag of a version: of its id, of a resource that has one, or an ETag as it is."""
     if isinstance(version, Mapping):
         meta = version.get("meta")
         version = meta.get("versionId", "") if isinstance(meta, Mapping) else ""
@@ -127,12 +122,7 @@ class Interaction:
         return replace(self, path=f"{path}?{write_query(pairs)}" if pairs else path)
 
     def preferring(self, preference: str) -> Interaction:
-        """
-        The same with a preference; empty for none.
-
-        Raises:
-            FHIRRequestError: it is none of FHIR's.
-        """
+        """The same with one of FHIR's preferences; empty for none."""
         if not preference:
             return self
         if preference not in _RETURNS | _HANDLINGS:
@@ -297,13 +287,7 @@ def build_history(
 def build_search(
     resource_type: str, query: str, *, compartment: str = ""
 ) -> Interaction:
-    """
-    Search by GET; *query* is encoded.
-
-    Args:
-        resource_type: ``*`` for all.
-        compartment: ``Patient/123``, to search only what belongs to it.
-    """
+    """Search a type (``*`` for all) or a compartment by GET; *query* is encoded."""
     is_any = resource_type == "*"
     path = "*" if is_any else validate_resource_type(resource_type)
     if compartment:
@@ -537,12 +521,7 @@ def parse_query(text: str, *, limit: int | None = None) -> list[tuple[str, str]]
 
 
 def iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
-    """
-    Yield each parameter of a ``Parameters``, at any depth, as if it were in a URL.
-
-    Raises:
-        FHIRRequestError: its parameters are no list of objects.
-    """
+    """Yield each parameter of a ``Parameters``, at any depth, as if in a URL."""
     lists = []
     if isinstance(body, Mapping) and body.get("resourceType") == "Parameters":
         lists.append(body.get("parameter", []))
@@ -562,12 +541,7 @@ def iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
 
 
 def parse_entry(entry: Any) -> Interaction:
-    """
-    Read an entry of a batch or transaction.
-
-    Raises:
-        FHIRRequestError: it is no interaction, or a Bundle again.
-    """
+    """Read an entry of a batch or transaction, but no Bundle again."""
     request = entry.get("request") if isinstance(entry, Mapping) else None
     if not isinstance(request, Mapping):
         raise FHIRRequestError("An entry has no request.")

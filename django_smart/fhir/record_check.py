@@ -325,12 +325,7 @@ def _leave_out(entries: list[Any], removed: list[Mapping[str, Any]]) -> None:
 
 
 def check_body(resource: Any, record: Record, letters: str) -> None:
-    """
-    Refuse the body of a request, unless it belongs to the patient or to no patient.
-
-    Raises:
-        FHIRRequestError: it is another patient's, does not say, or is malformed.
-    """
+    """Refuse the body of a request as :func:`record_check` does what came."""
     _Check(record, letters, is_written=True).run(resource)
 
 

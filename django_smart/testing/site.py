@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from django.contrib.auth.base_user import AbstractBaseUser
 
 from django_smart import transport
-from django_smart.fhir.capabilities import forget_capabilities
+from django_smart.fhir.client import forget_capabilities
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,

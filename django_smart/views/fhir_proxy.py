@@ -454,12 +454,7 @@ class _Rewriter:
         return url.removeprefix(self._base)
 
     def read_page_url(self, request: HttpRequest) -> str:
-        """
-        Read the URL of a further page that this launch's proxy has given out.
-
-        Raises:
-            _RefusedError: it has not.
-        """
+        """Read the URL of a further page that this launch's proxy has given out."""
         try:
             url = signing.loads(request.GET.get("url", ""), salt=self._salt)
         except signing.BadSignature:

@@ -20,7 +20,7 @@ from django_smart.exceptions import (
     InsufficientScopeError,
     MalformedFHIRResponseError,
 )
-from django_smart.fhir import capabilities as capabilities_module
+from django_smart.fhir import client as client_module
 from django_smart.fhir.guard import RecordRules
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, FHIR_JSON, Grant, bundle, respond
@@ -574,7 +574,7 @@ def test_capabilities_are_asked_for_once_in_an_hour(grant):
         one = Grant(base_url=f"https://ehr{number}.example.org")
         one.server.on(f"{one.client.base_url}/metadata", respond(statement))
         one.client.capabilities()
-    assert len(capabilities_module._capabilities) < 70
+    assert len(client_module._capabilities) < 70
 
 
 def test_metadata_of_another_kind_is_refused(grant):
