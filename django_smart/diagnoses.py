@@ -119,6 +119,11 @@ class Diagnosis:
         return build_docs_url(self.code)
 
     @property
+    def is_for_ehr(self) -> bool:
+        """Whether the EHR's team should know, also if a user can do something else."""
+        return self.turn == Turn.EHR or bool(self.requirement)
+
+    @property
     def passes(self) -> bool:
         """Whether the same request may succeed a little later."""
         return self.page is not None and self.page.advice is _TRY_LATER

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from django.utils import timezone
 
-from ...diagnoses import DIAGNOSES, Diagnosis, Turn
+from ...diagnoses import DIAGNOSES, Diagnosis
 from ...exceptions import SMARTError
 from ...models import FHIRServer, Launch
 
@@ -110,9 +110,9 @@ def _read_configuration(server: FHIRServer) -> list[tuple[str, str]]:
 
 
 def _add(found: dict[str, Observation], code: str, evidence: str) -> str:
-    """Note *evidence* of *code*, if it is the server's turn; return the code."""
+    """Note *evidence* of *code*, if the server's team should know; return the code."""
     diagnosis = DIAGNOSES.get(code)
-    if diagnosis is not None and diagnosis.turn == Turn.EHR:
+    if diagnosis is not None and diagnosis.is_for_ehr:
         one = found.setdefault(code, Observation(diagnosis=diagnosis))
         if evidence and evidence not in one.evidence:
             one.evidence = [*one.evidence, evidence][:_MOST_EVIDENCE]
