@@ -40,6 +40,7 @@ from django_smart.fhir.interactions import (
     parse_query,
     write_query,
 )
+from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
     ParsedResponse,
     parse_resource,
