@@ -218,7 +218,12 @@ class SyncedType(models.Model):
         REFUSED = "refused", _("refused")
 
     run = models.ForeignKey(
-        SyncRun, models.CASCADE, related_name="types", verbose_name=_("run")
+        SyncRun,
+        models.CASCADE,
+        # The constraint below has an index that begins with it.
+        db_index=False,
+        related_name="types",
+        verbose_name=_("run"),
     )
     resource_type = models.CharField(_("resource type"), max_length=64)
     query = models.CharField(_("query"), max_length=200, blank=True)
@@ -258,7 +263,12 @@ class SyncedResource(models.Model):
     """
 
     run = models.ForeignKey(
-        SyncRun, models.CASCADE, related_name="resources", verbose_name=_("run")
+        SyncRun,
+        models.CASCADE,
+        # The constraint below has an index that begins with it.
+        db_index=False,
+        related_name="resources",
+        verbose_name=_("run"),
     )
     key = DigestField(sources=("resource_type", "resource_id"))
     resource_type = models.CharField(_("resource type"), max_length=64)
@@ -290,7 +300,12 @@ class StoredResource(models.Model):
     """
 
     run = models.ForeignKey(
-        SyncRun, models.CASCADE, related_name="copies", verbose_name=_("run")
+        SyncRun,
+        models.CASCADE,
+        # The constraint below has an index that begins with it.
+        db_index=False,
+        related_name="copies",
+        verbose_name=_("run"),
     )
     key = DigestField(sources=("resource_type", "resource_id"))
     resource_type = models.CharField(_("resource type"), max_length=64)

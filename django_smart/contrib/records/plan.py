@@ -7,7 +7,7 @@ Spec: US Core 6.1 and 7.0, "Capability Statements", search parameters by patient
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,10 +16,10 @@ from django_smart.fhir.compartment import find_patient_parameter
 from django_smart.protocol.scopes import ResourceScope, ScopeSet
 
 __all__ = [
+    "find_references",
     "get_categories",
     "get_meta",
     "is_id",
-    "iter_references",
     "plan_searches",
 ]
 
@@ -106,31 +106,33 @@ def get_meta(resource: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def iter_references(
-    value: Any, base_url: str, *, attachments: bool
-) -> Iterator[tuple[str, str]]:
+def find_references(
+    resource: Mapping[str, Any], base_url: str, *, attachments: bool
+) -> set[tuple[str, str]]:
     """
-    Yield type and id of the resources that a resource refers to, and that are read.
+    Return type and id of the resources that a resource refers to, and that are read.
 
     Args:
         attachments: whether those include each ``Binary``.
     """
-    if isinstance(value, list):
-        for item in value:
-            yield from iter_references(item, base_url, attachments=attachments)
-    if not isinstance(value, Mapping):
-        return
-    for name, item in value.items():
-        if isinstance(item, str):
-            kinds = _REFERENCED if name == "reference" else frozenset[str]()
-            if name == "url" and attachments:
-                kinds = frozenset({"Binary"})
-            kind, _, rest = item.removeprefix(f"{base_url}/").partition("/")
-            id_ = rest.partition("/_history/")[0]
-            if kind in kinds and is_id(id_):
-                yield kind, id_
-        else:
-            yield from iter_references(item, base_url, attachments=attachments)
+    wanted = {"reference": _REFERENCED}
+    if attachments:
+        wanted["url"] = frozenset({"Binary"})
+    found = set()
+    left: list[Any] = [resource]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += value.values()
+            for name in wanted.keys() & value.keys():
+                text = value[name] if isinstance(value[name], str) else ""
+                kind, _, rest = text.removeprefix(f"{base_url}/").partition("/")
+                id_ = rest.partition("/_history/")[0]
+                if kind in wanted[name] and is_id(id_):
+                    found.add((kind, id_))
+    return found
 
 
 def _get_offered(statement: Mapping[str, Any]) -> set[str]:

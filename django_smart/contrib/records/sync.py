@@ -49,10 +49,10 @@ from django_smart.protocol.scopes import ScopeSet
 
 from .models import SyncedResource, SyncedType, SyncRun
 from .plan import (
+    find_references,
     get_categories,
     get_meta,
     is_id,
-    iter_references,
     plan_searches,
 )
 from .signals import record_synced
@@ -461,13 +461,12 @@ class Sync:
 
     def _note_references(self, resources: Sequence[Resource]) -> None:
         """Remember what is to be read once, because these refer to it."""
-        names = {
-            name
-            for resource in resources
-            for name in iter_references(
-                resource, self._client.base_url, attachments=self._attachments
-            )
-        }
+        find = partial(
+            find_references,
+            base_url=self._client.base_url,
+            attachments=self._attachments,
+        )
+        names = set[tuple[str, str]]().union(*map(find, resources))
         keys = {digest(*name): name for name in names}
         rows = self._run.resources.filter(key__in=keys)
         known = set(rows.values_list("key", flat=True))
