@@ -18,7 +18,7 @@ _PROPERTY = "test_in_step.py"
 _SEEDS = "100"
 
 _PUT = "if changed:\n    self._sink.put(changed)\n"
-_LAST = "                row.save()\n\n    def _is_of_patient"
+_AFTER = "        if self._on_progress is not None:"
 
 # What is broken, and the tests that find it.
 MUTANTS = (
@@ -36,7 +36,7 @@ MUTANTS = (
             attack="progress before put",
             patches=[
                 (_SYNC, indent(_PUT, " " * 12), ""),
-                (_SYNC, _LAST, _LAST.replace("\n", "\n" + indent(_PUT, " " * 8), 1)),
+                (_SYNC, _AFTER, indent(_PUT, " " * 8) + _AFTER),
             ],
         ),
         _PROPERTY,
@@ -71,6 +71,11 @@ MUTANTS = (
         _PROPERTY,
     ),
 )
+
+
+@pytest.mark.parametrize(("mutant", "tests"), MUTANTS, ids=str)
+def test_rule_is_where_it_is_broken(mutant: Mutant, tests: str, tmp_path: Path) -> None:
+    mutant.copy(tmp_path)
 
 
 @pytest.mark.long
