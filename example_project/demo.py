@@ -142,11 +142,11 @@ class Demo:
             *("--slug", f"harbour-{self.ehr_port}"),
             *("--client-id", _CLIENT_ID),
             *("--client-secret", _CLIENT_SECRET),
-            *("--auth-method", "client_secret_basic"),
+            *("--token-endpoint-auth-method", "client_secret_basic"),
             *("--ehr-scope", f"launch {_DATA_SCOPE} user/Practitioner.r"),
             *("--standalone-scope", f"launch/patient {_DATA_SCOPE}"),
             *("--site-url", self.site_url),
-            *("--frame-origin", self.ehr_url, "--offline"),
+            *("--set", f'frame_origins=["{self.ehr_url}"]', "--offline"),
         )
 
     def _start(self) -> None:

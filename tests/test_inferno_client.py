@@ -113,7 +113,13 @@ def service(ehr: EHRSimulator) -> Session:
 @pytest.mark.compliance("REG-02", "REG-03")
 def test_registered_urls_are_https(settings: Any, capsys: Any) -> None:
     settings.SMART_SITE_URL = SITE
-    options = ("--auth-method", "none", "--ehr-scope", "launch openid", "--offline")
+    options = (
+        "--token-endpoint-auth-method",
+        "none",
+        "--ehr-scope",
+        "launch openid",
+        "--offline",
+    )
     where = ("--base-url", BASE_URL, "--client-id", CLIENT_ID)
     more = ("--standalone-scope", "launch/patient openid")
     call_command("smart_register", *where, *options, *more)

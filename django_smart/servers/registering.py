@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
-from django.db import IntegrityError, router, transaction
+from django.db import IntegrityError, models, router, transaction
 from django.urls import NoReverseMatch, reverse
 from django.utils.text import slugify
 
@@ -20,6 +22,7 @@ from ..exceptions import (
     CredentialsError,
     InsecureURLError,
     RegistrationError,
+    SMARTError,
     UnsupportedServerError,
 )
 from ..fields import digest
@@ -29,6 +32,7 @@ from ..protocol.client_registration import (
     build_registration_request,
     process_registration_response,
 )
+from ..protocol.json import parse_json
 from ..protocol.quirks import QUIRKS, QuirkError
 from ..protocol.scopes import ScopeSet
 from ..protocol.urls import get_origin, validate_https_url
@@ -41,13 +45,14 @@ from .signing_keys import ensure_active_key
 __all__ = [
     "ClientURLs",
     "DynamicRegistration",
-    "RegistrationInput",
     "build_client_urls",
     "choose_callback",
     "ensure_key_of",
+    "get_settable_fields",
     "get_site_url",
     "make_name",
     "make_slug",
+    "plan_client",
     "register_client",
     "register_dynamically",
     "validate_site_url",
@@ -57,32 +62,6 @@ logger = logging.getLogger(__name__)
 
 _CREDENTIALS = ("client_secret", "client_secret_env", "client_secret_file")
 _AuthMethod = ClientRegistration.AuthMethod
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RegistrationInput:
-    """
-    An operator's values for one client at one server.
-
-    ``None`` keeps a stored value; in a new row, it means the default.
-
-    Attributes:
-        base_url: FHIR base URL; with ``client_id``, it identifies the row to update.
-        site_url: origin of this site, for ``redirect_uri``; empty for
-            ``SMART_SITE_URL``.
-        server_values: fields and quirks of the server by name; they override the
-            preset's.
-        registration_values: fields of the registration by name.
-    """
-
-    base_url: str
-    client_id: str
-    slug: str | None = None
-    name: str | None = None
-    preset: str | None = None
-    site_url: str = ""
-    server_values: Mapping[str, Any] = field(default_factory=dict)
-    registration_values: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,21 +78,29 @@ class ClientURLs:
     jwks_url: str
 
 
-def register_client(data: RegistrationInput) -> ClientRegistration:
+def register_client(values: Mapping[str, Any]) -> ClientRegistration:
     """
     Store the server and the registration, new or updated, in one transaction.
 
     Sends nothing to the server. With ``private_key_jwt``, a signing key is generated if
     none is active.
 
+    Args:
+        values: fields of the registration and of its server, and quirks, by name, as
+            JSON has them or as text of a command line; ``None`` keeps a stored value.
+            ``base_url`` and ``client_id`` identify the row.  ``site_url`` is the origin
+            of this site, for ``redirect_uri``; by default ``SMART_SITE_URL``.
+
     Raises:
-        ValidationError: the values themselves are invalid; nothing is stored.
+        ValidationError: the values themselves are invalid; nothing is stored. The
+            messages quote none of them.
         ImproperlyConfigured: the package's URLs are not included in the site's.
     """
+    of_server, quirks, of_registration = _sort(values)
     try:
         with transaction.atomic(using=router.db_for_write(ClientRegistration)):
-            server = _store_server(data)
-            registration = _store_registration(data, server)
+            server = _store_server(of_server, quirks)
+            registration = _store_registration(of_registration, server)
             ensure_key_of(registration)
     except IntegrityError as exc:
         # Another one was inserted after the constraints were checked.
@@ -122,6 +109,89 @@ def register_client(data: RegistrationInput) -> ClientRegistration:
             "time; try again."
         ) from exc
     return registration
+
+
+def plan_client(values: Mapping[str, Any]) -> ClientRegistration:
+    """Return the row that :func:`register_client` would store, and store nothing."""
+    using = router.db_for_write(ClientRegistration)
+    with transaction.atomic(using=using):
+        planned = register_client(values)
+        transaction.set_rollback(True, using=using)
+    return planned
+
+
+def get_settable_fields() -> dict[str, models.Field[Any, Any]]:
+    """Return the fields of registrations and servers that can be set, by name."""
+    fields: dict[str, models.Field[Any, Any]] = {}
+    for model in (ClientRegistration, FHIRServer):
+        for each in model._meta.concrete_fields:
+            is_own = each.primary_key or each.is_relation or each.name == "quirks"
+            if each.editable and not is_own:
+                prefix = "server." if each.name in fields else ""
+                fields[prefix + each.name] = each
+    return fields
+
+
+def _sort(values: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Return the values of the server, its quirks, and those of the registration."""
+    fields = get_settable_fields()
+    of_server: dict[str, Any] = {}
+    quirks: dict[str, Any] = {}
+    of_registration: dict[str, Any] = {}
+    for name, value in values.items():
+        field = fields.get(name)
+        if value is None:
+            continue
+        if name in QUIRKS:
+            is_name = bool(QUIRKS[name].choices)
+            quirks[name] = None if value == "" else value if is_name else _parse(value)
+        elif name == "site_url":
+            of_registration[name] = _require(name, value, str, "text")
+        elif field is None:
+            near = get_close_matches(name, [*fields, *QUIRKS], n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValidationError({name: f"There is no field {name}.{hint}"})
+        else:
+            is_server = field.model is FHIRServer
+            target = of_server if is_server else of_registration
+            target[field.name] = _read(name, field, value)
+    for name, given in (("base_url", of_server), ("client_id", of_registration)):
+        if not given.get(name):
+            raise ValidationError({name: "This value is required."})
+    return of_server, quirks, of_registration
+
+
+def _read(name: str, field: models.Field[Any, Any], value: Any) -> Any:
+    if isinstance(field, models.CharField | models.TextField):
+        if name == "request_headers" and isinstance(value, Mapping):
+            return json.dumps(value)
+        return _require(name, value, str, "text")
+    if isinstance(field, models.JSONField):
+        # An empty value of another type would pass the field's validators.
+        kind = type(field.get_default())
+        what = "a JSON object" if kind is dict else "a JSON list"
+        return _require(name, _parse(value), kind, what)
+    if isinstance(field, models.BooleanField):
+        return _require(name, _parse(value), bool, "true or false")
+    return _require(name, _parse(value), int, "a whole number")
+
+
+def _require(name: str, value: Any, kind: type, what: str) -> Any:
+    if type(value) is not kind:
+        # The value is not quoted: it may be a secret that went astray.
+        raise ValidationError({name: f"{name} must be {what}."})
+    return value
+
+
+def _parse(value: Any) -> Any:
+    """Return what text of a command line means, if it is JSON."""
+    if not isinstance(value, str):
+        return value
+    text = value.lower() if value.lower() in {"true", "false"} else value
+    try:
+        return parse_json(text.encode(), error=SMARTError, what="value")
+    except SMARTError:
+        return value
 
 
 def ensure_key_of(registration: ClientRegistration) -> None:
@@ -197,30 +267,28 @@ def _reverse(name: str, **kwargs: Any) -> str:
         ) from exc
 
 
-def _store_server(data: RegistrationInput) -> FHIRServer:
+def _store_server(values: dict[str, Any], quirks: Mapping[str, Any]) -> FHIRServer:
+    base_url = values.pop("base_url")
     try:
-        known = FHIRServer.objects.with_base_url(data.base_url).first()
+        known = FHIRServer.objects.with_base_url(base_url).first()
     except InsecureURLError as exc:
         raise ValidationError({"base_url": str(exc)}, code=exc.code) from exc
     server = known or FHIRServer(
-        base_url=data.base_url,
-        name=make_name(data.base_url),
+        base_url=base_url, name=make_name(base_url), slug=make_slug(base_url)
     )
-    if data.slug is not None:
-        server.slug = data.slug
-    elif known is None:
-        server.slug = make_slug(data.base_url)
-    if data.name is not None:
-        server.name = data.name
-    if data.preset is not None:
-        before, server.preset = server.preset, data.preset
+    if "preset" in values:
+        before, server.preset = server.preset, values["preset"]
         apply_preset(server, before=before)
-    before = server.overrides
-    _assign_to_server(server, data.server_values)
+    overrides = server.overrides
+    try:
+        server.quirks = server.quirks.replace(quirks)
+    except QuirkError as exc:
+        raise ValidationError({exc.name: str(exc)}) from exc
+    _assign(server, values)
     _check_secret(server, "request_headers")
     server.full_clean()
     server.save()
-    if server.overrides != before:
+    if server.overrides != overrides:
         # Issuer and keys are fetched again.
         ServerState.objects.forget(
             server.pk, "configuration_fetched_at", "discovery_failed_at"
@@ -277,23 +345,21 @@ def make_slug(base_url: str) -> str:
 
 
 def _store_registration(
-    data: RegistrationInput, server: FHIRServer
+    values: dict[str, Any], server: FHIRServer
 ) -> ClientRegistration:
+    site_url = values.pop("site_url", "")
     known = ClientRegistration.objects.filter(
-        server=server, client_id_digest=digest(data.client_id)
+        server=server, client_id_digest=digest(values["client_id"])
     ).first()
-    registration = known or ClientRegistration(client_id=data.client_id)
+    registration = known or ClientRegistration()
     registration.server = server
-    values = dict(data.registration_values)
     if known is None:
         values.setdefault("token_endpoint_auth_method", _choose_method(values))
         registration.leave_defaults()
     _clear_replaced_credentials(registration, values)
     _assign(registration, values)
-    if "redirect_uri" not in values and (
-        data.site_url or not registration.redirect_uri
-    ):
-        _set_redirect_uri(registration, data.site_url or conf.SMART_SITE_URL)
+    if "redirect_uri" not in values and (site_url or not registration.redirect_uri):
+        _set_redirect_uri(registration, site_url or conf.SMART_SITE_URL)
     _check_secret(registration, "client_secret")
     registration.full_clean()
     registration.save()
@@ -376,16 +442,6 @@ def _reverse_jwks(registration: ClientRegistration) -> str:
     return _reverse("jwks", **({"registration_id": registration.pk} if own else {}))
 
 
-def _assign_to_server(server: FHIRServer, values: Mapping[str, Any]) -> None:
-    try:
-        server.quirks = server.quirks.replace(
-            {name: values[name] for name in values.keys() & QUIRKS.keys()}
-        )
-    except QuirkError as exc:
-        raise ValidationError({exc.name: str(exc)}) from exc
-    _assign(server, {name: values[name] for name in values.keys() - QUIRKS.keys()})
-
-
 def _assign(row: FHIRServer | ClientRegistration, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         setattr(row, name, value)
@@ -411,7 +467,7 @@ class DynamicRegistration:
 
 
 def register_dynamically(
-    data: RegistrationInput,
+    values: Mapping[str, Any],
     *,
     client_name: str = "",
     initial_access_token: str | None = None,
@@ -423,7 +479,7 @@ def register_dynamically(
     registered there. Call it outside any transaction.
 
     Args:
-        data: with an empty ``client_id`` and no secret.
+        values: as for :func:`register_client`, without ``client_id`` and secret.
         client_name: shown on the approval page; empty for the site's host.
         initial_access_token: if the server's operator issued one.
 
@@ -434,7 +490,11 @@ def register_dynamically(
             feature.
         RegistrationError: it refused, or its response is unusable.
     """
-    planned = _plan(data)
+    stand_in = secrets.token_urlsafe()
+    plan = {**values, "client_id": stand_in}
+    if _choose_method(values).startswith("client_secret_"):
+        plan["client_secret"] = stand_in
+    planned = plan_client(plan)
     configuration = fetch_configuration(planned.server, save=False)
     check_registration(planned, configuration)
     if configuration.registration_endpoint is None:
@@ -446,7 +506,7 @@ def register_dynamically(
         ensure_active_key(planned.signing_algorithm)
     metadata = _build_metadata(
         planned,
-        site_url=data.site_url or get_site_url(planned),
+        site_url=values.get("site_url") or get_site_url(planned),
         client_name=client_name,
     )
     answer = send(
@@ -458,7 +518,7 @@ def register_dynamically(
         server=planned.server,
     )
     information = process_registration_response(answer, metadata=metadata)
-    registration = _store(data, information)
+    registration = _store(values, information)
     server = registration.server
     copy_discovered(server, source=planned.server)
     logger.info("Registration %s was made by server %s", registration.pk, server.pk)
@@ -471,22 +531,6 @@ def register_dynamically(
             else ScopeSet.parse(information.scope).missing(metadata["scope"])
         ),
     )
-
-
-def _plan(data: RegistrationInput) -> ClientRegistration:
-    """
-    Return the rows as they will be stored: validated in a transaction, rolled back.
-    """
-    stand_in = secrets.token_urlsafe()
-    values = dict(data.registration_values)
-    if _choose_method(values).startswith("client_secret_"):
-        values["client_secret"] = stand_in
-    with transaction.atomic(using=router.db_for_write(ClientRegistration)):
-        planned = register_client(
-            replace(data, client_id=stand_in, registration_values=values)
-        )
-        transaction.set_rollback(True, using=router.db_for_write(ClientRegistration))
-    return planned
 
 
 def _build_metadata(
@@ -533,18 +577,15 @@ def _list_grant_types(planned: ClientRegistration) -> Iterator[str]:
 
 
 def _store(
-    data: RegistrationInput, information: ClientInformation
+    values: Mapping[str, Any], information: ClientInformation
 ) -> ClientRegistration:
-    values = {
-        **data.registration_values,
+    made = {
+        "client_id": information.client_id,
+        "client_secret": information.client_secret,
         "token_endpoint_auth_method": information.token_endpoint_auth_method,
     }
-    if information.client_secret is not None:
-        values["client_secret"] = information.client_secret
     try:
-        return register_client(
-            replace(data, client_id=information.client_id, registration_values=values)
-        )
+        return register_client({**values, **made})
     except ValidationError as exc:
         raise RegistrationError(
             f"The server registered the client {information.client_id}, which "

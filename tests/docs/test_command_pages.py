@@ -144,7 +144,7 @@ def test_connect_many_hospitals(
         {
             "base_url": f"{address}/",
             "client_id": "my-app",
-            "auth_method": "none",
+            "token_endpoint_auth_method": "none",
             "standalone_scope": "launch/patient patient/Patient.rs",
             "slug": "harbour",
         }

@@ -66,8 +66,8 @@ def test_whoever_follows_the_page_registers_with_the_preset(
     text = (DOCS / page).read_text(encoding="utf-8")
     *registering, (*_, slug) = _commands(page)
     for words in registering:
-        if "--secret-env" in words:
-            variable = words[words.index("--secret-env") + 1]
+        if "--client-secret-env" in words:
+            variable = words[words.index("--client-secret-env") + 1]
             monkeypatch.setenv(variable, "of the vendor")
         out = io.StringIO()
         call_command(*words[2:], "--offline", stdout=out, stderr=io.StringIO())
@@ -105,8 +105,8 @@ class _Operator:
             call_command(command, *options, stdout=io.StringIO())
 
     def _register(self, options: list[str]) -> None:
-        if "--secret-env" in options:
-            variable = options[options.index("--secret-env") + 1]
+        if "--client-secret-env" in options:
+            variable = options[options.index("--client-secret-env") + 1]
             self._environ.setenv(variable, f"secret of {variable}")
         out, remarks = io.StringIO(), io.StringIO()
         call_command("smart_register", *options, stdout=out, stderr=remarks)

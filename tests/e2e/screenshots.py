@@ -96,7 +96,7 @@ def _register_others(site: ExampleSite) -> None:
             "base_url": f"https://ehr-{number}.example.org/r4",
             "name": name,
             "client_id": "a1c-trend",
-            "auth_method": "none",
+            "token_endpoint_auth_method": "none",
             "standalone_scope": f"launch/patient {SCOPE}",
         }
         for number, name in enumerate(_OTHERS)

@@ -97,7 +97,7 @@ def running(
     site.url = site.url.replace("http:", "https:")
     site.environment["SMART_SITE_URL"] = site.url
     with ehr.serve(ssl_context=certificate.context):
-        options = ("--frame-origin", ehr.origin)
+        options = ("--set", f'frame_origins=["{ehr.origin}"]')
         site.register_at(ehr, "--ehr-scope", f"launch {SCOPE}", *options)
         with serving(site, certificate):
             yield ehr, site

@@ -33,7 +33,7 @@ def patients(ehr: EHRSimulator, registration: Any) -> ClientRegistration:
     """A second registration, as the command makes it beside the first."""
     ran = run(
         *("smart_register", "--base-url", BASE_URL, "--client-id", PATIENTS),
-        *("--auth-method", "none", "--site-url", SITE),
+        *("--token-endpoint-auth-method", "none", "--site-url", SITE),
         *("--ehr-scope", EHR_SCOPE, "--standalone-scope", STANDALONE_SCOPE),
     )
     ehr.register_client(

@@ -20,7 +20,7 @@ from django_smart.grants.ending import disconnect_grant, revoke_pending
 from django_smart.grants.introspection import introspect_grant
 from django_smart.grants.refresh import refresh_grant
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
-from django_smart.servers.registering import RegistrationInput, register_dynamically
+from django_smart.servers.registering import register_dynamically
 from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.signals import launch_failed
 from tests.ehr import get_callback, get_launch, listening, make_browser, start_login
@@ -286,21 +286,16 @@ def test_backend_service_reads(origin, name):
 @pytest.mark.parametrize("method", METHODS[:3])
 def test_client_that_the_server_makes_itself(origin, method):
     outcome = register_dynamically(
-        RegistrationInput(
-            base_url=f"{origin}/fhir",
-            client_id="",
-            slug="harbour",
-            site_url=SITE,
-            server_values={
-                "authorization_parameters": CONSENT,
-                "basic_credentials": "form_encoded",
-            },
-            registration_values={
-                "token_endpoint_auth_method": method,
-                "ehr_scope": f"launch {SCOPE}",
-                "standalone_scope": f"launch/patient {SCOPE}",
-            },
-        )
+        {
+            "base_url": f"{origin}/fhir",
+            "slug": "harbour",
+            "site_url": SITE,
+            "authorization_parameters": CONSENT,
+            "basic_credentials": "form_encoded",
+            "token_endpoint_auth_method": method,
+            "ehr_scope": f"launch {SCOPE}",
+            "standalone_scope": f"launch/patient {SCOPE}",
+        }
     )
     _, opened = launch(outcome.registration)
     assert opened.grant is not None

@@ -355,6 +355,6 @@ def test_contradicting_documents_are_settled_by_overrides(ehr: EHRSimulator) -> 
     server.overrides = {"issuer": ehr.issuer, "jwks_uri": ehr.jwks_uri}
     server.full_clean()
     server.save()
-    # As the admin does, and smart_register with --check.
+    # As the admin does.
     fetch_configuration(server)
     assert connect(make_browser(), ehr).identity is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,10 +18,7 @@ from django_smart.exceptions import (
     UnsupportedServerError,
 )
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey
-from django_smart.servers.registering import (
-    RegistrationInput,
-    register_dynamically,
-)
+from django_smart.servers.registering import register_dynamically
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.faults import FAULTS
 from tests.answers import answer
@@ -55,13 +51,9 @@ REFUSED: dict[str, type[Exception]] = {
 }
 
 
-def entry(**values: Any) -> RegistrationInput:
-    return RegistrationInput(
-        base_url=BASE_URL,
-        client_id="",
-        site_url=SITE,
-        registration_values={"ehr_scope": EHR_SCOPE, **values},
-    )
+def entry(**values: Any) -> dict[str, Any]:
+    common = {"base_url": BASE_URL, "site_url": SITE, "ehr_scope": EHR_SCOPE}
+    return {**common, **values}
 
 
 def assert_nothing_is_stored() -> None:
@@ -144,11 +136,8 @@ def test_site_without_https_sends_its_keys_along(
     ehr: EHRSimulator, settings: Any
 ) -> None:
     settings.SMART_INSECURE_HTTP_HOSTS = ["localhost"]
-    data = RegistrationInput(
-        base_url=BASE_URL,
-        client_id="",
-        site_url="http://localhost:8000",
-        registration_values={"system_scope": "system/*.rs"},
+    data = entry(
+        site_url="http://localhost:8000", system_scope="system/*.rs", ehr_scope=""
     )
     row = register_dynamically(data).registration
     jwks = ehr.clients[row.client_id].jwks
@@ -225,24 +214,14 @@ def test_server_without_registration_endpoint_says_what_to_do(
         {"ehr_scope": "launch patient/Patient.sr"},
         {"ehr_scope": "launch fhirUser"},
         {"token_endpoint_auth_method": "tls"},
-        {"redirect_uri": "", "ehr_scope": "launch", "server__slug": "no slug"},
+        {"redirect_uri": "", "ehr_scope": "launch", "slug": "no slug"},
     ],
 )
 def test_what_is_visibly_wrong_is_refused_before_anything_is_sent(
     ehr: EHRSimulator, values: dict[str, Any]
 ) -> None:
-    slug = values.pop("server__slug", None)
-    data = entry(**values)
-    if slug is not None:
-        data = RegistrationInput(
-            base_url=BASE_URL,
-            client_id="",
-            slug=slug,
-            site_url=SITE,
-            registration_values=data.registration_values,
-        )
     with pytest.raises(ValidationError):
-        register_dynamically(data)
+        register_dynamically(entry(**values))
     assert ehr.requests == []
     assert_nothing_is_stored()
 
@@ -279,7 +258,7 @@ def test_client_that_cannot_be_stored_is_named(ehr: EHRSimulator) -> None:
 
     ehr.on_request = be_faster
     with pytest.raises(RegistrationError) as caught:
-        register_dynamically(replace(entry(), slug="north"))
+        register_dynamically(entry(slug="north"))
     made = [each for each in ehr.clients if each != "growth-chart"]
     assert made[0] in str(caught.value)
     assert (ehr.clients[made[0]].client_secret or "") not in str(caught.value)
@@ -297,14 +276,7 @@ def test_no_transaction_is_open_while_the_server_is_asked(ehr: EHRSimulator) -> 
 def test_header_for_the_client_id_is_left_out_before_there_is_one(
     ehr: EHRSimulator,
 ) -> None:
-    data = RegistrationInput(
-        base_url=BASE_URL,
-        client_id="",
-        preset="epic",
-        site_url=SITE,
-        registration_values={"ehr_scope": EHR_SCOPE},
-    )
-    row = register_dynamically(data).registration
+    row = register_dynamically(entry(preset="epic")).registration
     assert "Epic-Client-ID" not in ehr.requests[0].headers
     assert row.server.quirks.discovery_headers == {"Epic-Client-ID": "{client_id}"}
 
@@ -351,7 +323,10 @@ def test_command_tells_what_the_server_made_otherwise(ehr: EHRSimulator) -> None
     [
         (("--client-id", "x"), "--client-id cannot be combined with --dynamic"),
         (("--client-secret", "x"), "--client-secret cannot be combined with --dynamic"),
-        (("--secret-env", "X"), "--secret-env cannot be combined with --dynamic"),
+        (
+            ("--client-secret-env", "X"),
+            "--client-secret-env cannot be combined with --dynamic",
+        ),
         (("--from", "-"), "--from cannot be combined with --dynamic"),
         (("--initial-access-token-env", "NO_SUCH"), "NO_SUCH is not set"),
         (("--set", "nothing=1"), "no field nothing"),

@@ -196,7 +196,7 @@ def test_app_opens_in_a_frame(browser: Browser, app: App, clinician: str) -> Non
     browser.sign_in(clinician)
     page = browser.get(f"/chart/{PATIENT}/frame?app={CLIENT_ID}")
     # A site that does not allow it is an empty frame, or the browser's own words.
-    assert f"--frame-origin {app.ehr.origin}<" in page
+    assert f"--set 'frame_origins=[\"{app.ehr.origin}\"]'<" in page
     found = re.search(r'<iframe src="([^"]+)"', page)
     assert found is not None
     launch = query_of(found[1].replace("&amp;", "&"))["launch"]

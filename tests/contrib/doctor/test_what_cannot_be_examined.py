@@ -93,7 +93,7 @@ def test_database_without_tables_is_named_and_nothing_is_registered_in_it(
     ran = manage(
         tmp_path,
         *("smart_register", "--base-url", "https://ehr.example.org", "--client-id=a"),
-        *("--auth-method=none", "--ehr-scope=patient/Patient.rs"),
+        *("--token-endpoint-auth-method=none", "--ehr-scope=patient/Patient.rs"),
     )
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
