@@ -38,8 +38,8 @@ __all__ = [
     "TabularInline",
     "TrustAdmin",
     "as_code",
+    "as_facts",
     "as_list",
-    "as_scopes",
     "has_trust",
     "show_client_id",
 ]
@@ -66,7 +66,13 @@ def as_list(items: Iterable[str | Promise]) -> SafeString | str:
     return format_html('<ul class="smart-list">{}</ul>', rows) if rows else EMPTY
 
 
-def as_scopes(scope: str) -> SafeString | str:
+def as_facts(rows: Iterable[tuple[StrOrPromise, object]]) -> SafeString:
+    """A list of names and values."""
+    facts = format_html_join("", "<dt>{}</dt><dd>{}</dd>", rows)
+    return format_html('<dl class="smart-facts">{}</dl>', facts)
+
+
+def _as_scopes(scope: str) -> SafeString | str:
     """A scope string, one scope a line."""
     return as_list(format_html("<code>{}</code>", each) for each in scope.split())
 
@@ -365,17 +371,14 @@ class AuthorizationAdmin(ReadOnlyAdmin):
         """The server of its registration."""
         return str(obj.registration.server)
 
-    @admin.display(description=_("requested scope"))
-    def asked(self, obj: Launch | TokenGrant) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.scope_asked)
-
-    @admin.display(description=_("granted scope"))
-    def granted(self, obj: Launch | TokenGrant) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.scope_granted)
-
-    @admin.display(description=_("requested but not granted"))
-    def missing(self, obj: Launch | TokenGrant) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.missing_scope)
+    @admin.display(description=_("scopes"))
+    def scopes(self, obj: Launch | TokenGrant) -> SafeString:
+        """What was requested and granted, one scope a line."""
+        rows: list[tuple[StrOrPromise, str]] = [
+            (_("requested"), obj.scope_asked),
+            (_("granted"), obj.scope_granted),
+            (_("requested but not granted"), obj.missing_scope),
+        ]
+        if isinstance(obj, TokenGrant):
+            rows.append((_("after the last refresh"), obj.scope))
+        return as_facts((name, _as_scopes(scope)) for name, scope in rows)

@@ -8,7 +8,6 @@ from django.contrib import admin, messages
 from django.db import router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
@@ -16,7 +15,7 @@ from ..grants.ending import disconnect_grant
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
-from .base import AuthorizationAdmin, as_scopes
+from .base import AuthorizationAdmin
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -94,7 +93,7 @@ class TokenGrantAdmin(AuthorizationAdmin):
                 )
             },
         ),
-        (_("Scope"), {"fields": (("asked", "granted", "current", "missing"),)}),
+        (_("Scope"), {"fields": ("scopes",)}),
         (
             _("Refresh"),
             {
@@ -128,70 +127,46 @@ class TokenGrantAdmin(AuthorizationAdmin):
             return _("its tokens have not been revoked at the EHR yet")
         return ""
 
-    @admin.display(description=_("scope after the last refresh"))
-    def current(self, obj: TokenGrant) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.scope)
-
     @admin.action(
         description=_("Refresh the selected grants now"), permissions=["operate"]
     )
     def refresh(self, request: HttpRequest, queryset: QuerySet[TokenGrant]) -> None:
         """Make offline grants due, and have a worker refresh them."""
         selected = list(queryset.values_list("pk", flat=True))
-        grants = (
-            TokenGrant.objects.usable()
-            .offline()
-            .filter(
-                pk__in=selected,
-                registration__is_active=True,
-                registration__server__is_active=True,
-            )
-        )
+        server = "registration__server"
+        grants = TokenGrant.objects.usable().offline().filter(pk__in=selected)
         rows = list(
-            grants.order_by("registration__server_id", "pk").values_list(
-                "pk", "registration__server_id", "registration__server__paused"
+            grants.filter(
+                registration__is_active=True, **{f"{server}__is_active": True}
             )
+            .order_by("pk")
+            .values_list("pk", f"{server}_id", f"{server}__paused")
         )
-        left_out = len(selected) - len(rows)
-        if left_out:
-            message = ngettext(
-                "%(count)d grant was left out: only active offline grants can be "
-                "refreshed in the background.",
-                "%(count)d grants were left out: only active offline grants can be "
-                "refreshed in the background.",
-                left_out,
-            ) % {"count": left_out}
-            self.message_user(request, message, messages.WARNING)
-        TokenGrant.objects.active().filter(pk__in=[pk for pk, _, _ in rows]).update(
+        TokenGrant.objects.filter(pk__in=[pk for pk, *_ in rows]).update(
             refresh_due_at=DatabaseNow()
         )
-        waiting = sum(is_paused for _, _, is_paused in rows)
-        if waiting:
+        going = [server_id for _, server_id, is_paused in rows if not is_paused]
+        if left_out := len(selected) - len(going):
             message = ngettext(
-                "%(count)d grant will be refreshed when somebody resumes its server.",
-                "%(count)d grants will be refreshed when somebody resumes their "
-                "servers.",
-                waiting,
-            ) % {"count": waiting}
-            self.message_user(request, message, messages.WARNING)
-        if count := len(rows) - waiting:
-            sent = ngettext(
-                "A worker will refresh %(count)d grant; reload the page to see the "
-                "result.",
-                "A worker will refresh %(count)d grants; reload the page to see the "
-                "result.",
-                count,
-            ) % {"count": count}
+                "%(count)d grant was left out: workers refresh only active offline "
+                "grants, and none of a paused server until somebody resumes it.",
+                "%(count)d grants were left out: workers refresh only active offline "
+                "grants, and none of a paused server until somebody resumes it.",
+                left_out,
+            )
+            text = message % {"count": left_out}
+            self.message_user(request, text, messages.WARNING)
+        if going:
+            sent = gettext(
+                "A worker refreshes them; reload the page to see the result."
+            )
             unsent = gettext(
                 "The message broker cannot be reached. The grants are due now: the "
                 "next run of refresh_due_grants or smart_refresh refreshes them."
             )
-            servers = sorted({pk for _, pk, is_paused in rows if not is_paused})
             # Not by the next tick, which may be ten seconds away.
-            self.send_task(
-                request, "refresh_grants", *servers, sent=sent, unsent=unsent
-            )
+            ids = sorted({*going})
+            self.send_task(request, "refresh_grants", *ids, sent=sent, unsent=unsent)
 
     @admin.action(description=_("Revoke the selected grants"), permissions=["operate"])
     def revoke(self, request: HttpRequest, queryset: TokenGrantQuerySet) -> None:

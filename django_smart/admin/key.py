@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from ..exceptions import KeyRotationError
 from ..models import SigningKey
 from ..servers.signing_keys import generate_key, rotate_key
-from .base import BaseAdmin, ModelForm
+from .base import BaseAdmin
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -24,18 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["SigningKeyAdmin"]
 
 _Status = SigningKey.Status
-
-
-class _SigningKeyForm(ModelForm):
-    """A key that is wanted: of each algorithm one is published as next."""
-
-    def clean(self) -> dict[str, Any]:
-        data: dict[str, Any] = super().clean() or {}
-        keys = SigningKey.objects.of(data.get("registration")).following()
-        if keys.filter(algorithm=data.get("algorithm", "")).exists():
-            message = _("This algorithm already has a published next key.")
-            self.add_error("algorithm", message)
-        return data
 
 
 @admin.register(SigningKey)
@@ -47,7 +35,6 @@ class SigningKeyAdmin(BaseAdmin):
     that EHRs know it before it is used, and signs when somebody says so.
     """
 
-    form = _SigningKeyForm
     is_changeable = False
     list_display = (
         "kid",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.contrib import admin
 from django.db import router, transaction
@@ -65,7 +65,7 @@ class LaunchAdmin(LaunchReportMixin, AuthorizationAdmin):
                 )
             },
         ),
-        (_("Scope"), {"fields": (("asked", "granted", "missing"),)}),
+        (_("Scope"), {"fields": ("scopes",)}),
         (
             _("Times"),
             {
@@ -83,14 +83,6 @@ class LaunchAdmin(LaunchReportMixin, AuthorizationAdmin):
         return Launch.objects.defer(
             "code_verifier", "nonce", "held", "context", "next_url"
         )
-
-    def get_form(
-        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
-    ) -> Any:
-        """With the help text of the column that the outcome is read from."""
-        help_text = Launch._meta.get_field("error_code").help_text
-        kwargs["help_texts"] = {"explained_outcome": help_text}
-        return super().get_form(request, obj, change, **kwargs)
 
     def get_row_actions(self, obj: Launch) -> dict[str, StrOrPromise]:
         """End it, while there is something to end."""

@@ -19,87 +19,50 @@ if TYPE_CHECKING:
 
 __all__ = ["build_quirk_fields", "get_quirk_help", "get_quirk_label", "read_quirk"]
 
-_WORDS: dict[str, tuple[StrOrPromise, StrOrPromise]] = {
-    "aud_rule": (_("aud rule"), _("Value of aud in authorization requests.")),
-    "discovery_headers": (
-        _("extra discovery headers"),
-        _(
-            'For example {"Epic-Client-ID": "{client_id}"}, if the endpoints can '
-            "differ between clients: the configuration is then fetched for each."
-        ),
+# By name, which is also the label.
+_HELP: dict[str, StrOrPromise] = {
+    "aud_rule": _("Value of aud in authorization requests."),
+    "discovery_headers": _(
+        'For example {"Epic-Client-ID": "{client_id}"}, if the endpoints can '
+        "differ between clients: the configuration is then fetched for each."
     ),
-    "scope_syntax": (
-        _("scope syntax"),
-        _("Version of the scopes that the server understands."),
+    "scope_syntax": _("Version of the scopes that the server understands."),
+    "nonce_required": _("Refuse ID tokens without the nonce that was sent."),
+    "context_in_access_token": _(
+        "Read launch context that is missing in the token response from the access "
+        "token, a JWT signed with the same keys as ID tokens."
     ),
-    "nonce_required": (
-        _("nonce required"),
-        _("Refuse ID tokens without the nonce that was sent."),
+    "patient_from_fhir_user": _(
+        "If the server names no patient and fhirUser is a Patient, use that "
+        "patient. Turn this on only if the vendor documents it: for a parent who "
+        "opens a child's record, it would be the wrong patient."
     ),
-    "context_in_access_token": (
-        _("context in the access token"),
-        _(
-            "Read launch context that is missing in the token response from "
-            "the access token, a JWT signed with the same keys as ID tokens."
-        ),
+    "basic_credentials": _(
+        "How client ID and secret are encoded for client_secret_basic."
     ),
-    "patient_from_fhir_user": (
-        _("patient from fhirUser"),
-        _(
-            "If the server names no patient and fhirUser is a Patient, use "
-            "that patient. Turn this on only if the vendor documents it: for "
-            "a parent who opens a child's record, it would be the wrong "
-            "patient."
-        ),
+    "assertion_audience": _(
+        "The value of aud. The token endpoint's URL is only used for endpoints at "
+        "the same origin."
     ),
-    "basic_credentials": (
-        _("Basic credentials"),
-        _("How client ID and secret are encoded for client_secret_basic."),
+    "client_id_with_assertion": _(
+        "Send client_id with client assertions, for servers that require it."
     ),
-    "assertion_audience": (
-        _("audience of client assertions"),
-        _(
-            "The value of aud. The token endpoint's URL is only used for "
-            "endpoints at the same origin."
-        ),
+    "send_scope_on_refresh": _(
+        "Send the granted scope with refresh requests, for servers that require it."
     ),
-    "client_id_with_assertion": (
-        _("client ID with assertions"),
-        _("Send client_id with client assertions, for servers that require it."),
+    "introspection_mode": _("How introspection requests authenticate."),
+    "rp_initiated_logout": _(
+        "Sign-out sends the browser to the server's end_session_endpoint."
     ),
-    "send_scope_on_refresh": (
-        _("send scope on refresh"),
-        _("Send the granted scope with refresh requests, for servers that require it."),
+    "bearer_boundary": _("URLs that may receive the access token."),
+    "authorize_in_frame": _("If off, launches in a frame continue in a new window."),
+    "refresh_token_lifetime": _(
+        "Lifetime of refresh tokens as the vendor documents it, if the EHR does "
+        "not send it. Grants then have an end, which a new refresh token moves."
     ),
-    "introspection_mode": (
-        _("introspection authorization"),
-        _("How introspection requests authenticate."),
-    ),
-    "rp_initiated_logout": (
-        _("sign out at the EHR"),
-        _("Sign-out sends the browser to the server's end_session_endpoint."),
-    ),
-    "bearer_boundary": (
-        _("bearer boundary"),
-        _("URLs that may receive the access token."),
-    ),
-    "authorize_in_frame": (
-        _("authorization page allows frames"),
-        _("If off, launches in a frame continue in a new window."),
-    ),
-    "refresh_token_lifetime": (
-        _("refresh token lifetime"),
-        _(
-            "Lifetime of refresh tokens as the vendor documents it, if the EHR does "
-            "not send it. Grants then have an end, which a new refresh token moves."
-        ),
-    ),
-    "rate_limit": (
-        _("requests per second"),
-        _(
-            "Most refresh requests per second from all workers together, such as 10, "
-            "or 0.16 for ten per minute. Empty for no limit."
-        ),
+    "rate_limit": _(
+        "Most refresh requests per second from all workers together, such as 10, "
+        "or 0.16 for ten per minute. Empty for no limit."
     ),
 }
 _CHOICES: dict[str, Mapping[str, StrOrPromise]] = {
@@ -138,14 +101,14 @@ def build_quirk_fields() -> dict[str, forms.Field]:
     return {name: _build_field(quirk) for name, quirk in QUIRKS.items()}
 
 
-def get_quirk_label(name: str) -> StrOrPromise:
+def get_quirk_label(name: str) -> str:
     """Return what the form calls the quirk."""
-    return capfirst(_WORDS[name][0])
+    return capfirst(name.replace("_", " "))
 
 
 def get_quirk_help(name: str) -> StrOrPromise:
     """Return what the form says of the quirk."""
-    return _WORDS[name][1]
+    return _HELP[name]
 
 
 def read_quirk(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,12 @@ from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db import router, transaction
-from django.db.models import Count, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import date
 from django.urls import path
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 from django.utils.translation import gettext, ngettext
@@ -40,6 +40,7 @@ from .base import (
     EMPTY,
     TabularInline,
     as_code,
+    as_facts,
     as_list,
     has_trust,
     show_client_id,
@@ -81,11 +82,6 @@ def _end_of_pause(server: FHIRServer) -> str:
 
 def _at(moment: datetime | None) -> str:
     return date(timezone.localtime(moment), "DATETIME_FORMAT") if moment else EMPTY
-
-
-def _as_facts(rows: Iterable[tuple[StrOrPromise, object]]) -> SafeString:
-    facts = format_html_join("", "<dt>{}</dt><dd>{}</dd>", rows)
-    return format_html('<dl class="smart-facts">{}</dl>', facts)
 
 
 _OFFER = _("Server configuration")
@@ -145,15 +141,11 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
         "slug",
         "is_active",
         "paused_until",
-        "registration_count",
     )
     list_select_related = ("state",)
     list_filter = ("is_active", "paused", "preset")
-    # Said again: the count below takes the model's own ordering away.
-    ordering = ("name", "pk")
     search_fields = ("name", "slug", "base_url")
     search_help_text = _("Name, slug or base URL")
-    prepopulated_fields = {"slug": ("name",)}
     inlines = (_RegistrationInline,)
     actions = ("rediscover", "pause", "unpause")
     readonly_fields = (
@@ -162,7 +154,6 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
         "quirk_values",
         "health",
         "report",
-        "request_headers_state",
         "created_at",
         "updated_at",
     )
@@ -195,7 +186,6 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
                     "quirk_values",
                     *QUIRKS,
                     "authorization_parameters",
-                    "request_headers_state",
                     "request_headers",
                     "turns",
                 ),
@@ -216,17 +206,6 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
         view = self.admin_site.admin_view(self.accept)
         name = "django_smart_fhirserver_accept"
         return [path("<path:object_id>/accept/", view, name=name), *super().get_urls()]
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[FHIRServer]:
-        """With the number of registrations, in the same query."""
-        servers: QuerySet[FHIRServer] = super().get_queryset(request)
-        return servers.annotate(registration_count=Count("registrations"))
-
-    @admin.display(description=_("extra headers"))
-    def request_headers_state(self, obj: FHIRServer) -> str:
-        """Whether there are some; never which."""
-        stored = obj._meta.get_field("request_headers").value_to_string(obj)
-        return str(_("stored here, encrypted")) if stored else EMPTY
 
     @admin.display(description=_("moved values"))
     def moved_values(self, obj: FHIRServer) -> SafeString | str:
@@ -299,10 +278,6 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
             texts = FHIRServerForm.Meta.help_texts
             kwargs["help_texts"] = {**texts, "base_url": text}
         return super().get_form(request, obj, change, **kwargs)
-
-    def get_prepopulated_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Only for a new server: vendors have links that contain the slug."""
-        return {} if obj else super().get_prepopulated_fields(request, obj)
 
     def save_model(
         self, request: HttpRequest, obj: FHIRServer, form: Any, change: bool
@@ -441,11 +416,6 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
         )
         self.send_task(request, "refresh_servers", sent=sent, unsent=unsent)
 
-    @admin.display(description=_("registrations"), ordering="registration_count")
-    def registration_count(self, obj: Any) -> int:
-        """How many clients are registered there."""
-        return int(obj.registration_count)
-
     @admin.display(description=_("paused until"))
     def paused_until(self, obj: FHIRServer) -> str:
         """Whether an operator or an outage keeps workers from refreshing."""
@@ -454,7 +424,7 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
     @admin.display(description=_("refresh"))
     def health(self, obj: FHIRServer) -> SafeString | str:
         """All that is known, as a list."""
-        return _as_facts(_describe_health(obj)) if obj.pk else EMPTY
+        return as_facts(_describe_health(obj)) if obj.pk else EMPTY
 
     @admin.display(description=_("configuration"))
     def configuration(self, obj: FHIRServer) -> SafeString | str:
@@ -469,4 +439,4 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
             return why % {"why": exc}
         fields: list[Any] = [state._meta.get_field(name) for name in _TIMES]
         times = ((each.verbose_name, _at(getattr(state, each.name))) for each in fields)
-        return _as_facts([*offer, *times])
+        return as_facts([*offer, *times])

@@ -206,7 +206,7 @@ def _take_admin(scene: _Scene) -> None:
         page.goto(f"{base}/{model}/")
         page.locator("#result_list a").filter(has_text=link).first.click()
         _take(page, name)
-    page.get_by_role("button", name="Test connection").click()
+    page.get_by_role("button", name="Test connection").last.click()
     page.get_by_role("heading", name="Connection test").wait_for()
     _take(page, "admin-test")
     page.goto(f"{base}/tokengrant/")
