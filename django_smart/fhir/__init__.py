@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django_smart.fhir.adapters import FHIRSession
 from django_smart.fhir.asynchronous import (
     AsyncFHIRClient,
     AsyncSearchStream,
@@ -12,11 +13,10 @@ from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import Observer, TokenSource, Transport
 from django_smart.fhir.json import Number, dump_json, load_json
 from django_smart.fhir.messages import FHIRExchange
-from django_smart.fhir.outputs import get_output, get_outputs
+from django_smart.fhir.names import get_output, get_outputs
 from django_smart.fhir.paging import History, SearchPage, SearchResult, SearchStream
 from django_smart.fhir.parameters import AnyOf, Quantity, Token, escape
 from django_smart.fhir.searching import PatientRecord
-from django_smart.fhir.session import FHIRSession
 
 __all__ = [
     "AnyOf",

@@ -23,6 +23,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
     ServerTimeoutError,
 )
+from django_smart.fhir.adapters import FHIRSession
 from django_smart.fhir.compartment import Record, find_missing_scope, is_shared
 from django_smart.fhir.guard import RecordGuard, RecordRules
 from django_smart.fhir.interactions import FHIR_JSON, Interaction
@@ -33,7 +34,6 @@ from django_smart.fhir.messages import (
     process_read_response,
     resolve_url,
 )
-from django_smart.fhir.session import FHIRSession
 from django_smart.protocol.messages import HiddenText, HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.urls import get_origin, is_same_origin, is_within_base

@@ -147,8 +147,7 @@ def validate_id(id: object) -> str:  # noqa: A002  # FHIR's own name
 
     Spec: FHIR R4, data type ``id``.
     """
-    # "." and ".." are ids by the letter, and another path to every server.
-    if not isinstance(id, str) or not _ID.fullmatch(id) or id in {".", ".."}:
+    if not _is_id(id):
         raise FHIRRequestError(
             'A resource id consists of 1 to 64 letters, digits, "-" and ".".'
         )
@@ -415,11 +414,10 @@ def _read_place(
     return resource
 
 
-def _is_id(value: object) -> bool:
-    try:
-        return bool(validate_id(value))
-    except FHIRRequestError:
-        return False
+def _is_id(value: object) -> TypeGuard[str]:
+    # "." and ".." are ids by the letter, and another path to every server.
+    is_text = isinstance(value, str) and value not in {".", ".."}
+    return is_text and bool(_ID.fullmatch(str(value)))
 
 
 def raise_for_status(response: HTTPResponse, what: str) -> NoReturn:

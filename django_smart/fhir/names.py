@@ -1,4 +1,4 @@
-"""Reading elements for people: what lists hold, and a person's name."""
+"""Reading values: what lists hold, a person's name, the outputs of an operation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from django_smart.fhir.dates import parse_date
 
-__all__ = ["get_name", "iter_mappings", "read_text"]
+__all__ = ["get_name", "get_output", "get_outputs", "iter_mappings", "read_text"]
 
 
 def iter_mappings(value: object) -> Iterator[Mapping[str, Any]]:
@@ -66,3 +66,42 @@ def _in_words(name: Mapping[str, Any]) -> str:
 def _texts(values: object) -> Iterator[str]:
     if isinstance(values, list):
         yield from map(read_text, values)
+
+
+def get_output(answer: Mapping[str, Any], name: str = "return") -> Any:
+    """
+    Return one value that an operation has returned, or ``None`` if it has none.
+
+    ``get_output(answer, "result")`` is the boolean of ``$validate-code``.  If the only
+    value is a resource, some servers return it alone and others as ``return``;
+    ``get_output(answer)`` reads both.
+
+    Args:
+        answer: the result of ``fhir.operation()``.
+        name: of the output parameter.
+
+    Spec: FHIR R4, "Operations Framework", Response; "Parameters".
+    """
+    return next(iter(get_outputs(answer, name)), None)
+
+
+def get_outputs(answer: Mapping[str, Any], name: str = "return") -> list[Any]:
+    """
+    Return all values of an output parameter, which may repeat.
+
+    A parameter with parts is returned as a ``Parameters``: read it with the same
+    functions.
+    """
+    if answer.get("resourceType") != "Parameters":
+        return [answer] if name == "return" else []
+    found = iter_mappings(answer.get("parameter"))
+    return [_get_value(each) for each in found if each.get("name") == name]
+
+
+def _get_value(parameter: Mapping[str, Any]) -> Any:
+    if "part" in parameter:
+        return {"resourceType": "Parameters", "parameter": parameter["part"]}
+    if "resource" in parameter:
+        return parameter["resource"]
+    values = (value for key, value in parameter.items() if key.startswith("value"))
+    return next(values, None)

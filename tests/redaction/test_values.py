@@ -17,6 +17,7 @@ from django.test import RequestFactory
 
 import django_smart
 from django_smart.clients import Connection
+from django_smart.fhir.adapters import FHIRSession
 from django_smart.fhir.asynchronous import AsyncFHIRClient, AsyncSearchStream
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport
@@ -29,7 +30,6 @@ from django_smart.fhir.paging import (
     SearchStream,
 )
 from django_smart.fhir.searching import PatientRecord
-from django_smart.fhir.session import FHIRSession
 from django_smart.fields import _Plaintext, _Secret
 from django_smart.launches.browser import Browser
 from django_smart.launches.context import SMARTContext
