@@ -11,8 +11,10 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Page, ViewportSize
+from werkzeug.wrappers import Response
 
 from django_smart.testing import EHRSimulator
 from tests.bundles import bundle, endpoint, organization
@@ -42,6 +44,19 @@ User.objects.filter(username="maria").update(first_name="Maria", last_name="Lope
 for each in ClientRegistration.objects.exclude(ehr_scope=""):
     each.ehr_scope += " profile"
     each.save()
+"""
+_WITH_ALL_SCOPES = """
+from django_smart.models import ClientRegistration
+for each in ClientRegistration.objects.filter(server__slug="harbour"):
+    each.standalone_scope += " patient/*.rs"
+    each.save()
+"""
+_READ = """
+from django_smart.contrib.records import sync_record
+from django_smart.contrib.records.due import build_sink
+from django_smart.models import TokenGrant
+grants = TokenGrant.objects.select_related("registration__server")
+sync_record(grants.filter(kind="standalone").latest("pk"), build_sink())
 """
 _PLACES = (
     ("Birch County Medical Group", "Dubuque", 1),
@@ -87,6 +102,7 @@ def main() -> None:
         _take_picker_and_connections(scene)
         _take_decide(scene)
         _take_admin(scene)
+        _take_reading(scene)
 
 
 def _register_others(site: ExampleSite) -> None:
@@ -169,13 +185,37 @@ def _take_chooser(scene: _Scene) -> None:
 def _take_picker_and_connections(scene: _Scene) -> None:
     page = scene.open("/smart/login/")
     _take(page, "picker")
+    _connect(page)
+    _take(page, "connections")
+
+
+def _connect(page: Page) -> None:
     page.get_by_role("link", name="Harbour EHR").click()
     page.get_by_role("button", name="Marisol Quillfeather").click()
     page.get_by_role("button", name="Approve").click()
     page.wait_for_url("**/~*/patient/")
     page.get_by_role("link", name="Connections").click()
     page.get_by_role("heading", name="Connected records").wait_for()
-    _take(page, "connections")
+
+
+def _take_reading(scene: _Scene) -> None:
+    """The connections, while an EHR that does not share everything is busy."""
+    scene.site.manage("shell", "-c", _WITH_ALL_SCOPES)
+    page = scene.open("/smart/login/")
+    _connect(page)
+
+    def respond(handler: Any, request: Any) -> Any:
+        for name, status in (("/Condition", 403), ("/Observation", 503)):
+            if request.path.endswith(name):
+                return Response("{}", status, {"Retry-After": "3600"})
+        return handler(request)
+
+    scene.ehr.interceptors.append(respond)
+    scene.site.manage("shell", "-c", _READ)
+    scene.ehr.interceptors.remove(respond)
+    page.reload()
+    page.get_by_text("so far").wait_for()
+    _save(page, "connections-reading")
 
 
 def _take_decide(scene: _Scene) -> None:
