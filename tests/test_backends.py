@@ -28,6 +28,7 @@ from django_smart.protocol.id_token import IDTokenClaims
 from django_smart.testing import EHRSimulator
 from tests.ehr import get_callback, launch, make_browser, start_ehr_launch
 from tests.errors import raises_code
+from tests.factories import make_identity
 from tests.launch_urls import get_code
 from tests.threads import run_together
 
@@ -68,7 +69,7 @@ def _claims(subject: str = "s-1", **claims: Any) -> IDTokenClaims:
 
 
 def _link(user: Any, subject: str = "s-1") -> Any:
-    Identity.objects.create(issuer=_ISSUER, subject=subject, user=user)
+    make_identity(user, issuer=_ISSUER, subject=subject)
     return user
 
 
@@ -135,7 +136,7 @@ def test_address_that_an_ehr_claims_finds_nobody(
 
 def test_deactivated_user_is_refused(registration: ClientRegistration) -> None:
     user = User.objects.create(username="ada", is_active=False)
-    Identity.objects.create(issuer=_ISSUER, subject="abc", user=user)
+    make_identity(user, issuer=_ISSUER, subject="abc")
     backend = SMARTAuthenticationBackend()
     with pytest.raises(IdentityError) as caught:
         backend.resolve_user(_claims("abc"), registration)
@@ -481,7 +482,7 @@ def test_name_that_somebody_registered_first_signs_nobody_in_as_them(
     assert user.username not in {name, ""}
     assert not squatter.smart_identities.exists()
     # Whose name it is by rights keeps it.
-    Identity.objects.create(issuer=_ISSUER, subject="s-1", user=user)
+    make_identity(user, issuer=_ISSUER, subject="s-1")
     claims = Claims(iss=_ISSUER, sub="s-1")
     claims.server = registration.server
     assert backend.get_username(claims) == name

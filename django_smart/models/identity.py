@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
@@ -123,13 +121,6 @@ class Identity(models.Model):
 
     def __str__(self) -> str:
         return f"{self.issuer} #{self.pk}"
-
-    def save(self, **kwargs: Any) -> None:
-        """Save; without a server, use the only one that it can belong to."""
-        if not self.server_id:
-            servers = FHIRServer.objects.with_issuer(self.issuer)[:2]
-            (self.server,) = servers or FHIRServer.objects.all()[:2]
-        super().save(**kwargs)
 
     def withdraw_sign_in(self) -> bool:
         """

@@ -177,11 +177,6 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         """Return servers with this base URL, ignoring one trailing slash."""
         return self.filter(base_url_digest=digest(normalize_base_url(base_url)))
 
-    def with_issuer(self, issuer: str) -> FHIRServerQuerySet:
-        """Return servers whose ID tokens have this issuer."""
-        discovered = models.Q(id_token_issuer="", state__issuer=issuer)
-        return self.filter(discovered | models.Q(id_token_issuer=issuer))
-
 
 class FHIRServer(models.Model):
     """
