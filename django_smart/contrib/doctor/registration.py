@@ -190,9 +190,6 @@ def _find_missing_landing_page(registration: ClientRegistration) -> Iterator[Fin
 
 
 def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]:
-    is_secure = get_site_url(registration).startswith("https:")
-    if registration.server.frame_origins and not is_secure:
-        yield build_finding("cookies_unfit_for_frames")
     others = (
         ClientRegistration.objects.active()
         .filter(callback_group=registration.callback_group)
@@ -233,8 +230,8 @@ def _try_credentials(
     Request tokens with a code, or a refresh token, that no server issued; a backend
     service requests one of its own, which is thrown away.
 
-    Most servers look at the client first: they refuse a client that does not exist, and
-    of this one only the code.  What they answer to both alike proves nothing.
+    Most servers look at the client first: of one that they accept, they refuse only the
+    code.  What they answer to a client that does not exist as well proves nothing.
     """
     url = configuration.token_endpoint
     try:
@@ -263,12 +260,10 @@ def _judge_credentials(
             yield _build_refused(
                 registration, getattr(error, "error", "") or refusal or error.code
             )
-    elif not refusal:
-        if not _is_refused(registration, url):
-            yield build_finding("credentials_unproven")
-    elif _find_refusal(
-        _ask_for_tokens(registration, url, refresh=True)
-    ) or not _is_refused(registration, url, refresh=True):
+    elif refusal and (
+        _find_refusal(_ask_for_tokens(registration, url, refresh=True))
+        or not _is_refused(registration, url)
+    ):
         # Otherwise this client is accepted; to a wrong code it says the same.
         yield _build_refused(registration, refusal)
 
@@ -317,16 +312,14 @@ def _ask_for_tokens(
     return ask(request, server=registration.server)
 
 
-def _is_refused(
-    registration: ClientRegistration, url: str, *, refresh: bool = False
-) -> bool:
+def _is_refused(registration: ClientRegistration, url: str) -> bool:
     """Whether a client that does not exist is refused, and told so."""
     nobody = copy.copy(registration)
     nobody.client_id = f"nobody-{secrets.token_hex(8)}"
     if nobody.token_endpoint_auth_method.startswith("client_secret_"):
         nobody.client_secret_env = nobody.client_secret_file = ""
         nobody.client_secret = secrets.token_urlsafe()
-    return bool(_find_refusal(_ask_for_tokens(nobody, url, refresh=refresh)))
+    return bool(_find_refusal(_ask_for_tokens(nobody, url, refresh=True)))
 
 
 def _has_worked(registration: ClientRegistration) -> bool:

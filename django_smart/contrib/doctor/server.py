@@ -85,12 +85,6 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
     if isinstance(configuration, Finding):
         yield configuration
         return
-    if unknown := sorted(server.quirks.unknown):
-        yield build_finding(
-            "quirk_unknown",
-            what=f"Quirks that this version does not know are stored: "
-            f"{', '.join(unknown)}.",
-        )
     yield from _find_overruled(server)
     registrations: list[ClientRegistration] = []
     if server.pk:
