@@ -32,7 +32,7 @@ _IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 _WIDE = ViewportSize(width=1280, height=800)
 _DESK = ViewportSize(width=1440, height=800)
 _PHONE = ViewportSize(width=375, height=740)
-_LANDING = ViewportSize(width=375, height=850)
+_LANDING = ViewportSize(width=375, height=820)
 _PASSWORD = "a password of no value"
 _OTHER_CLINICIAN = "Dr. Tomás Achterberg"
 _OTHERS = ("Saltmarsh Valley Clinics", "Birch County Medical Group")

@@ -107,7 +107,10 @@ def describe(name: str) -> str:
 
 
 def escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace("*", r"\*").replace("_", r"\_")
+    # A URL that is wrong on purpose must not become a link.
+    for mark in ("\\", "*", "_", "://"):
+        text = text.replace(mark, f"\\{mark}")
+    return text
 
 
 def build_other_rows() -> list[list[str]]:
