@@ -21,7 +21,7 @@ LIMITS = (0.25, 0.5, 1.0)
 # Code on the row and in the log, status of the page, and the faults that lead there.
 _LAUNCHES = {
     ("discovery_status", 502): """
-        discovery_500 discovery_redirect_302 discovery_redirect_307
+        discovery_404 discovery_500 discovery_redirect_302 discovery_redirect_307
         openid_404 openid_500 openid_redirect_302 openid_redirect_307
         jwks_404 jwks_500 jwks_redirect_302 jwks_redirect_307
     """,

@@ -58,6 +58,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds after which a turn starts no more requests: others wait for the process.
 _LONGEST = 10.0
+# Seconds after which the turn of a process that died ends, and how long before that one
+# that lives extends it.
+_HELD, _HELD_ANEW = 15.0, 5.0
 # Seconds of work to lease at a time, and at most so many grants.  A process waits as
 # long for the pace of a server; slower ones are left to the tick.
 _SLICE, _MOST_LEASED = 5.0, 250
@@ -102,10 +105,8 @@ def serve(
     """
     refuse_in_transaction()
     is_guest, token = bool(token), token or new_owner()
-    # It outlasts the last request; that of a process that died ends by itself.
-    length = timedelta(seconds=_LONGEST) + lease_length()
-    take = ServerState.objects.take_turn
-    if not (is_guest or take(server_id, token=token, length=length)):
+    take = partial(ServerState.objects.take_turn, length=timedelta(seconds=_HELD))
+    if not (is_guest or take(server_id, token=token)):
         return RefreshResult()
     turn = _Turn(server_id, token=token, is_guest=is_guest, send=send)
     turn.run()
@@ -153,7 +154,8 @@ class _Turn:
         # Whether nothing more is leased, and whether more was due then.
         self._is_over = self._has_more = False
         self._threads = conf.SMART_REFRESH_THREADS
-        self._ends_at = time.monotonic() + _LONGEST
+        now = time.monotonic()
+        self._ends_at, self._held_until = now + _LONGEST, now + _HELD
 
     def run(self) -> None:
         """Refresh what can be refreshed now, and give the turn back."""
@@ -425,8 +427,11 @@ class _Turn:
             return
         if not (self._running or wait):
             return
+        patience = self._hold()
+        if wait is not None:
+            patience = min(wait, patience)
         with suppress(Empty):
-            grant_id, answer, seconds = self._answers.get(timeout=wait)
+            grant_id, answer, seconds = self._answers.get(timeout=patience)
             grant = self._running.pop(grant_id)
             if answer is None:
                 self._give_back([grant.pk])
@@ -434,6 +439,24 @@ class _Turn:
                 self._seconds[grant_id] = seconds
                 self._latest.append(seconds)
                 self._store(grant, answer)
+
+    def _hold(self) -> float:
+        """Keep the turn while answers are on their way; return for how long it is."""
+        left = self._held_until - time.monotonic() - _HELD_ANEW
+        if left <= 0:
+            left = _HELD - _HELD_ANEW
+            self._held_until = time.monotonic() + _HELD
+            hold = ServerState.objects.hold_turn
+            length = timedelta(seconds=_HELD)
+            if not (
+                self._is_guest
+                or insist(
+                    partial(hold, self._server_id, token=self._token, length=length)
+                )
+            ):
+                # This process was suspended.
+                self._is_over = True
+        return left
 
     def _take_what_is_under_way(self) -> None:
         """After an internal error, store as many of the arriving tokens as possible."""

@@ -56,8 +56,13 @@ class ServerStateQuerySet(models.QuerySet["ServerState"]):
         One conditional UPDATE: of all processes, only one changes the row.
         """
         rows = self.filter(Q(turn_token="") | has_ended("turn_until"), pk=server_id)
-        until = DatabaseNow(min(length, _FARTHEST))
+        until = DatabaseNow(length)
         return rows.update(turn_token=token, turn_until=until) == 1
+
+    def hold_turn(self, server_id: int, *, token: str, length: timedelta) -> bool:
+        """Let the turn *token* end later; return whether no other has begun."""
+        rows = self.filter(pk=server_id, turn_token=token)
+        return rows.update(turn_until=DatabaseNow(length)) == 1
 
     def end_turn(
         self,

@@ -19,7 +19,7 @@ class ChaosConfig(AppConfig):
     def ready(self) -> None:
         """Name the process in each request; make waits as short as the rest."""
         from django_smart import transport
-        from django_smart.grants import due_times
+        from django_smart.grants import due_times, turn
         from django_smart.models import server_state
 
         def name_process() -> None:
@@ -31,3 +31,4 @@ class ChaosConfig(AppConfig):
         due_times._FLOOR = timedelta(seconds=float(os.environ["CHAOS_FLOOR"]))
         if seconds := os.environ.get("CHAOS_MESSAGE"):
             server_state._ON_ITS_WAY = timedelta(seconds=float(seconds))
+            turn._HELD, turn._HELD_ANEW = 5.0, 2.0
