@@ -12,7 +12,7 @@ from tests.fhir.servers import BASE, Grant, bundle, respond
 
 
 def test_view_of_the_page_reads_side_by_side():
-    view, _, job = read_blocks("how-to/views.rst", "Async views")
+    _, view, _, job = read_blocks("how-to/views.rst", "Async views")
     names = execute(view)
     grant = Grant()
     patient = {"resourceType": "Patient", "id": "p"}
@@ -38,7 +38,7 @@ def test_view_of_the_page_reads_side_by_side():
 
 
 def test_what_the_page_does_after_that_is_async_as_well(capsys):
-    _, more, _ = read_blocks("how-to/views.rst", "Async views")
+    _, _, more, _ = read_blocks("how-to/views.rst", "Async views")
     names = execute(more)
     grant = Grant(patient_id="p")
     result = {"resourceType": "Observation", "id": "o-1"}

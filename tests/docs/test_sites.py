@@ -41,6 +41,7 @@ from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 _BACKGROUND = "how-to/keep-access-fresh.rst"
+_VIEWS = "how-to/views.rst"
 _LIBRARIES = "how-to/other-libraries.rst"
 
 
@@ -67,8 +68,9 @@ def parse_celery(words: list[str]) -> dict[str, Any]:
 
 def test_add_to_a_site(settings, monkeypatch, put_urls, put_templates):
     install, conf, local, *blocks = read_blocks("how-to/add-to-a-site.rst")
-    urls, prepare, register, view, page_of_view, *others = blocks
-    class_, asynchronous, links, live = others
+    urls, prepare, register, view, page_of_view, links, live = blocks
+    (class_,) = read_blocks(_VIEWS, "Class-based views")
+    asynchronous, *_ = read_blocks(_VIEWS, "Async views")
     assert install.commands == [["pip", "install", "django-smart"]]
     apply(settings, conf, local)
     for words in prepare.commands:
