@@ -126,11 +126,12 @@ def find_references(
             left += value
         elif isinstance(value, dict):
             left += value.values()
-            for name in wanted.keys() & value.keys():
-                text = value[name] if isinstance(value[name], str) else ""
+            for name, kinds in wanted.items():
+                if not isinstance(text := value.get(name), str):
+                    continue
                 kind, _, rest = text.removeprefix(f"{base_url}/").partition("/")
                 id_ = rest.partition("/_history/")[0]
-                if kind in wanted[name] and is_id(id_):
+                if kind in kinds and is_id(id_):
                     found.add((kind, id_))
     return found
 

@@ -426,3 +426,23 @@ def test_request_is_repeated_while_the_ehr_is_busy(
     ehr.interceptors.append(be_busy)
     assert sync_record(grant, MemorySink()).is_complete
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("attachments", [False, True])
+def test_attachments_are_read_if_asked_for(
+    ehr: EHRSimulator, grant: TokenGrant, attachments: bool
+) -> None:
+    ehr.data["Binary"]["scan"] = {
+        "resourceType": "Binary",
+        "id": "scan",
+        "contentType": "text/plain",
+        "data": "aGVsbG8=",
+        "meta": {"versionId": "1", "lastUpdated": "2026-01-01T00:00:00Z"},
+        "securityContext": {"reference": f"Patient/{PATIENT}"},
+    }
+    attachment = {"attachment": {"url": f"{ehr.base_url}/Binary/scan"}}
+    change_one(ehr, content=[attachment])
+    sink = MemorySink()
+    run = sync_record(grant, sink, attachments=attachments)
+    assert ("Binary/scan" in sink.received) is attachments
+    assert run.is_complete
