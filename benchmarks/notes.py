@@ -20,6 +20,8 @@ REACHES = {
     "growth": "Growth",
     "history": "A history of launches",
     "history_large": "Ten million launches",
+    "records": "A whole record",
+    "records_large": "A record of 100,000 resources",
     "chart_page": "A chart in a browser",
     "start_up": "Start-up",
     "tls": "TLS",
@@ -86,6 +88,17 @@ _SAME_WORK = (
     "that reads first can fail at once when another connection writes. "
     "Not done: tokens in the row of the launch, and foreign keys without indexes, with "
     "which the purge and the deletion of a user would read whole tables."
+)
+
+_RECORD = (
+    "A bare loop inserts one row for each resource. The package inserts two, since the "
+    "version of each resource is kept for every sink, and a page has four more "
+    "statements, among them the lock of the run. It also searches each resource for "
+    "references and checks whose it is. "
+    "Tried: finding references in one loop instead of nested generators; three indexes "
+    "less. "
+    "Not done: comparing with the rows of the sink instead, which other sinks do not "
+    "have."
 )
 
 #: By question and check: the reason, and what was tried.
@@ -182,6 +195,8 @@ NOTES: dict[tuple[str, str], str] = {
         "pages that are not in memory; among a million, it takes 0.077. On a slower "
         "machine, it took 0.2. Tried: nothing, since nobody waits for this task."
     ),
+    ("records", "of-loop"): _RECORD,
+    ("records_large", "of-loop"): _RECORD,
     **{("picker", f"search-{number}"): _SEARCH for number in range(5)},
     ("start_up", "start"): (
         "A quarter of it is libraries that a sign-in needs anyway: requests with "

@@ -34,6 +34,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django_smart",
     "django_smart.contrib.brands",
+    "django_smart.contrib.records",
     "benchmarks.site",
 ]
 if "BENCH_ADMIN" in os.environ:

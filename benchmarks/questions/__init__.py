@@ -23,6 +23,8 @@ QUESTIONS = (
     "growth",
     "history",
     "history_large",
+    "records",
+    "records_large",
     "chart_page",
     "start_up",
     "tls",
