@@ -26,6 +26,7 @@ __all__ = [
     "FEW_FAILURES",
     "Breaker",
     "Pace",
+    "find_outage_codes",
     "get_rank",
     "is_outage",
     "is_to_blame",
@@ -55,6 +56,11 @@ _OUTAGES = (
 def is_outage(error: SMARTError) -> bool:
     """Return whether *error* concerns the server rather than the grant."""
     return isinstance(error, _OUTAGES)
+
+
+def find_outage_codes() -> list[str]:
+    """Return the codes of all errors that concern the server."""
+    return sorted({code for error in _OUTAGES for code in _find_codes(error)})
 
 
 def get_rank(grant_failures: int, *, is_probe: bool) -> int:
@@ -166,3 +172,11 @@ def _get_rest(error: SMARTError) -> float | None:
     if error.retry_after is not None:
         return min(error.retry_after, _LONGEST_RETRY_AFTER)
     return 0.0 if error.status_code == HTTPStatus.TOO_MANY_REQUESTS else None
+
+
+def _find_codes(error: type[SMARTError]) -> list[str]:
+    return [
+        error.code,
+        *error.codes,
+        *(c for sub in error.__subclasses__() for c in _find_codes(sub)),
+    ]

@@ -41,6 +41,7 @@ from .pacing import (
     FEW_FAILURES,
     Breaker,
     Pace,
+    find_outage_codes,
     get_rank,
     is_outage,
     is_to_blame,
@@ -580,6 +581,7 @@ class _Turn:
         registrations = ClientRegistration.objects.filter(server_id=self._server_id)
         TokenGrant.objects.wake(
             list(registrations.values_list("pk", flat=True)),
+            error_codes=find_outage_codes(),
             most_failures=FEW_FAILURES + 1,
         )
         self._due.clear()

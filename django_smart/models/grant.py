@@ -250,11 +250,15 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         rows = self.filter(pk=grant.pk, refresh_token_digest=used_digest)
         return rows.update(**{name: getattr(grant, name) for name in names}) == 1
 
-    def wake(self, registration_ids: Sequence[int], *, most_failures: int = 0) -> int:
+    def wake(
+        self,
+        registration_ids: Sequence[int],
+        *,
+        error_codes: Collection[str],
+        most_failures: int = 0,
+    ) -> int:
         """
-        Make offline grants due now that wait after a failure.
-
-        Also one that failed for a reason of its own: that costs one more attempt.
+        Make offline grants due now that wait after one of the errors.
 
         Args:
             most_failures: as many of each count from now on.
@@ -262,7 +266,11 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return (
             self.active()
             .offline()
-            .filter(registration_id__in=registration_ids, refresh_failures__gt=0)
+            .filter(
+                registration_id__in=registration_ids,
+                refresh_failures__gt=0,
+                last_error__in=error_codes,
+            )
             .update(
                 refresh_due_at=DatabaseNow(),
                 refresh_failures=Least(F("refresh_failures"), most_failures),

@@ -459,9 +459,11 @@ class ClientRegistration(models.Model):
                 setattr(self, name, value)
 
     def wake_grants(self) -> None:
-        """Make grants due that failed; their next failure is the first."""
+        """
+        Make grants due that failed because of a stop; their next failure is the first.
+        """
         grants: Any = self.grants
-        grants.wake([self.pk])
+        grants.wake([self.pk], error_codes=self.StopReason.values)
 
     def has_bound_grants(self) -> bool:
         """Return whether tokens are kept that belong to the stored client ID."""
