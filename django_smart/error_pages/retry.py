@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db.models import F, Max, Q
+from django.db.models import Max, Q
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
 from django.utils.http import urlencode
@@ -136,16 +137,21 @@ def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> st
     if user is None or user.has_usable_password():
         return ""
     own = Identity.objects.filter(user_id=user.pk, may_sign_in=True)
-    used_by_them = Q(launches__identity__in=own, launches__intent=Launch.Intent.SIGN_IN)
-    registrations = (
+    # Read first and by themselves: joined, they would be found among the launches of
+    # everyone at the server.
+    sign_ins = Launch.objects.filter(
+        identity__in=own, intent=Launch.Intent.SIGN_IN, completed_at__isnull=False
+    )
+    used_at = dict(sign_ins.values_list("registration").annotate(Max("completed_at")))
+    registrations = list(
         ClientRegistration.objects.startable()
         .filter(server__in=own.values("server"))
-        .annotate(used_at=Max("launches__completed_at", filter=used_by_them))
-        .filter(Q(used_at__isnull=False) | Q(standalone_slot__isnull=False))
-        # The latest first: another client of the server may know them by another
-        # subject.
-        .order_by(F("used_at").desc(nulls_last=True), "server__name")
+        .filter(Q(pk__in=used_at) | Q(standalone_slot__isnull=False))
+        .order_by("server__name")
     )
+    # The latest first: another client of the server may know them by another subject.
+    never = datetime.min.replace(tzinfo=UTC)
+    registrations.sort(key=lambda each: used_at.get(each.pk, never), reverse=True)
     for each in registrations:
         if "openid" in each.standalone_scope.split() and not is_protected(
             user, each.server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -48,7 +49,13 @@ from tests.ehr import (
     start_ehr_launch,
     start_login,
 )
-from tests.factories import make_registration, make_server, make_user, register_at
+from tests.factories import (
+    make_launch,
+    make_registration,
+    make_server,
+    make_user,
+    register_at,
+)
 from tests.launch_urls import get_code, open_page
 
 pytestmark = [
@@ -234,6 +241,36 @@ def test_owner_without_a_password_is_sent_to_no_other_dead_end(
         assert (f'href="{escape(site_link)}"' in page.content.decode()) is bool(
             site_link
         )
+
+
+def _count_steps(ask: Callable[[], object]) -> int:
+    """Return how many instructions SQLite executes for the statements of *ask*."""
+    steps = itertools.count()
+    connection.ensure_connection()
+    connection.connection.set_progress_handler(lambda: next(steps) and None, 1)
+    try:
+        ask()
+    finally:
+        connection.connection.set_progress_handler(None, 0)
+    return next(steps)
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="as SQLite counts")
+def test_page_of_an_expired_session_does_not_read_the_launches_of_others(
+    ehr: EHRSimulator, second: EHRSimulator
+) -> None:
+    browser, opened = _connect_second(ehr, second)
+    del browser.cookies["sessionid"]
+
+    def ask() -> None:
+        page = browser.get(f"/~{opened.key}/page/")
+        assert page.context["retry"].url.startswith("/smart/login/?server=harbour")
+
+    ask()
+    before = _count_steps(ask)
+    for _ in range(200):
+        make_launch(ClientRegistration.objects.get(server__slug="harbour"))
+    assert _count_steps(ask) < before * 1.2
 
 
 def _signed_in_browser(user: Any) -> Client:
