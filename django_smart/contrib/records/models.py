@@ -236,6 +236,7 @@ class SyncedType(models.Model):
     next_url = EncryptedTextField(_("next page"), blank=True)
     started_at = models.DateTimeField(_("started"), null=True)
     total = models.PositiveIntegerField(_("number of matches"), default=0)
+    received = models.PositiveIntegerField(_("of which received"), default=0)
     foreign_count = models.PositiveIntegerField(_("of other patients"), default=0)
 
     class Meta:

@@ -346,6 +346,28 @@ def test_search_that_was_cut_off_is_repeated(
     assert names <= set(sink.received)
 
 
+def test_category_that_was_cut_off_is_repeated_after_one_that_was_not(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    names = names_at_the_ehr(ehr, "Observation")
+
+    def cut_off(handler: Any, request: Any) -> Any:
+        if request.path.endswith("/Observation") and "category" not in request.args:
+            return Response("{}", 400, mimetype="application/fhir+json")
+        response = handler(request)
+        if request.args.get("category") == "vital-signs":
+            bundle = load_json(response.get_data())
+            bundle["entry"].pop()
+            response.set_data(dump_json(bundle))
+        return response
+
+    ehr.interceptors.append(cut_off)
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert run.in_state("partial") == ["Observation"]
+    assert len(names - set(sink.received)) == 1
+
+
 @pytest.mark.parametrize("kind", ["Patient", "Observation"])
 def test_type_that_failed_is_partial_and_read_the_next_time(
     ehr: EHRSimulator, grant: TokenGrant, kind: str

@@ -53,6 +53,7 @@ class Migration(migrations.Migration):
                 ('next_url', django_smart.fields.EncryptedTextField(blank=True, verbose_name='next page')),
                 ('started_at', models.DateTimeField(null=True, verbose_name='started')),
                 ('total', models.PositiveIntegerField(default=0, verbose_name='number of matches')),
+                ('received', models.PositiveIntegerField(default=0, verbose_name='of which received')),
                 ('foreign_count', models.PositiveIntegerField(default=0, verbose_name='of other patients')),
                 ('run', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='types', to='django_smart_records.syncrun', verbose_name='run')),
             ],
