@@ -252,6 +252,22 @@ def test_server_decides_about_what_user_scopes_cover(scope, patient_id, expected
     assert proxy("GET", "Patient/p2").status_code == expected
 
 
+def test_what_no_scope_allows_is_refused_before_a_request():
+    proxy = Proxy(**ALL)
+    proxy.smart.scopes = ScopeSet.parse("patient/Observation.rs")
+    request = {"method": "POST", "url": "Observation"}
+    entry = {"request": request, "resource": OBSERVATION}
+    batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
+    for response in (
+        proxy("GET", "Patient/p1"),
+        proxy("POST", "Observation", OBSERVATION),
+        proxy("POST", "", batch),
+    ):
+        assert response.status_code == 403
+        assert b"requires the scope" in response.content
+    assert proxy.server.requests == []
+
+
 # Types
 
 
