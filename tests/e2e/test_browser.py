@@ -72,7 +72,7 @@ def test_double_click_on_the_answer_opens_the_chart(
     page = chromium.new_page()
     open_chart(page, real_ehr)
     app = open_as_another(page, real_ehr)
-    button = app.get_by_role("button", name="Continue as a new user")
+    button = app.get_by_role("button", name="No, I'm")
     button.scroll_into_view_if_needed()
     box = button.bounding_box()
     assert box is not None
