@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib.auth import get_user_model
 from django.core.checks import run_checks
+from django.core.validators import MaxLengthValidator, validate_email
 from django.db import connections
 from django.db.models import Model
 from django.test.utils import override_script_prefix
@@ -356,6 +358,15 @@ def test_session_refresh_of_the_staff_s_sign_in_has_to_be_ours(settings):
 def test_subclasses_do(settings):
     settings.MIDDLEWARE = ["tests.test_checks.OwnMiddleware", *settings.MIDDLEWARE[1:]]
     settings.AUTHENTICATION_BACKENDS = ["tests.test_checks.OwnBackend"]
+    assert check_structure() == []
+
+
+@pytest.mark.parametrize("validator", [MaxLengthValidator(30), validate_email])
+def test_users_get_a_name_that_the_admin_can_save(settings, monkeypatch, validator):
+    field = get_user_model()._meta.get_field("username")
+    monkeypatch.setattr(field, "validators", [validator])
+    assert ids(check_structure()) == ["W069"]
+    settings.AUTHENTICATION_BACKENDS = ["tests.test_backends.SiteBackend"]
     assert check_structure() == []
 
 

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.exceptions import ValidationError
 from django.db import connections, router
 from django.middleware.cache import FetchFromCacheMiddleware, UpdateCacheMiddleware
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
@@ -18,7 +19,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 from mozilla_django_oidc import middleware as upstream
 
-from ..backends import SMARTAuthenticationBackend
+from ..backends import SMARTAuthenticationBackend, build_name
 from ..conf import conf
 from ..diagnoses import Finding, build_finding
 from ..fields import EncryptedTextField
@@ -43,6 +44,7 @@ def find_structure_faults() -> Iterator[Finding]:
     # Django's base class, without deactivation, has True.
     if not can_be_deactivated() and user_model.is_active is not True:
         yield build_finding("django_smart.W070")
+    yield from _check_new_names(user_model)
     yield from _check_apps()
     yield from _check_urls()
     if not settings.USE_TZ:
@@ -64,6 +66,25 @@ def find_classes(paths: Any, *classes: type) -> list[int]:
         if isinstance(loaded, type) and issubclass(loaded, classes):
             found.append(index)
     return found
+
+
+def _check_new_names(user_model: Any) -> Iterator[Finding]:
+    """Warn of new users whom the admin could not save."""
+    paths = settings.AUTHENTICATION_BACKENDS
+    used: list[Any] = [
+        import_string(paths[index])
+        for index in find_classes(paths, SMARTAuthenticationBackend)
+    ]
+    ours = SMARTAuthenticationBackend
+    if any(
+        each.create_user is ours.create_user and each.get_username is ours.get_username
+        for each in used
+    ):
+        try:
+            name = user_model._meta.get_field(user_model.USERNAME_FIELD)
+            name.clean(build_name(bytes(32)), None)
+        except ValidationError:
+            yield build_finding("django_smart.W069")
 
 
 def _check_middleware() -> Iterator[Finding]:

@@ -86,6 +86,7 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
         yield configuration
         return
     yield from _find_overruled(server)
+    yield from _find_shared(server)
     registrations: list[ClientRegistration] = []
     if server.pk:
         # Django gives each of them this very server, with what was just fetched.
@@ -115,6 +116,24 @@ def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
             "configuration_overruled",
             what="Values entered here replace values in the server's SMART "
             f"configuration. {'; '.join(differing)}.",
+        )
+
+
+def _find_shared(server: FHIRServer) -> Iterator[Finding]:
+    others = FHIRServer.objects.active().exclude(pk=server.pk).order_by("slug")
+    if server.login_group:
+        others = others.exclude(login_group=server.login_group)
+    own = server.discovered.pinned.items()
+    sharing = [
+        slug
+        for slug, pinned in others.values_list("slug", "state__pinned")
+        if pinned and own & pinned.items()
+    ]
+    if sharing:
+        yield build_finding(
+            "values_shared",
+            what="Other servers name the same issuer, key URL or token endpoint: "
+            f"{', '.join(sharing)}.",
         )
 
 

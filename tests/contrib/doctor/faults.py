@@ -125,6 +125,13 @@ def token_endpoint_moved(world: World) -> None:
     offer(world, token_endpoint="https://elsewhere.example.org/token")
 
 
+def issuer_of_another_server(world: World) -> None:
+    """Another server names the same issuer."""
+    fetch_configuration(world.server)
+    pinned = {"issuer": world.server.state.pinned["issuer"]}
+    make_server(slug="nearer", base_url=f"{BASE_URL}/r4", pinned=pinned)
+
+
 def callback_shared(world: World) -> None:
     """Two servers share a redirect URI."""
     world.set_registration(callback_group="vendor")
@@ -425,6 +432,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (no_s256, ["s256_not_offered"], "to enable S256"),
     (no_launch_ehr, ["ehr_launch_not_offered"], "scope for EHR launch"),
     (token_endpoint_moved, ["server_moved"], "accept the new values"),
+    (issuer_of_another_server, ["values_shared"], "one login group"),
     (callback_shared, ["callback_shared"], "its own callback ID"),
     (jwks_unreachable, ["jwks_unreachable"], "SMART_SITE_URL"),
     (jwks_cached_too_long, ["jwks_cached_too_long"], "leave its Cache-Control"),

@@ -51,6 +51,7 @@ ELSEWHERE = {
     "debug_on",
     "encryption_key_lost",
     "encryption_keys_derived",
+    "issuer_of_another_server",
     "jwks_cached_too_long",
     "jwks_unreachable",
     "key_ending",
