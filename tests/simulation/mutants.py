@@ -71,8 +71,9 @@ class Mutant:
 
 def _expire_messages() -> tuple[tuple[Any, str, Any], ...]:
     """Messages end at a time by the clock of their sender, as one on its way does."""
-    send = tasks.refresh_grants.apply_async
-    sender = SimpleNamespace(delay=lambda *args: send(args, expires=45))
+    # Its app is looked up as it sends, as the package does.
+    task = tasks.refresh_grants
+    sender = SimpleNamespace(delay=lambda *args: task.apply_async(args, expires=45))
     return ((tasks, "refresh_grants", sender),)
 
 
