@@ -11,6 +11,7 @@ from django_smart.diagnoses import DIAGNOSES, Severity, Turn
 from django_smart.protocol.authorization import process_authorization_response
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.context import LaunchContext
+from django_smart.protocol.deviations import name_type
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.token import (
@@ -148,3 +149,19 @@ def test_every_deviation_says_what_the_ehr_can_do(diagnosis):
     assert diagnosis.turn == Turn.EHR
     assert diagnosis.severity in {Severity.NOTE, Severity.WARNING}
     assert diagnosis.fix.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (None, "null"),
+        (True, "a boolean"),
+        (0, "a number"),
+        ("", "empty"),
+        ("text", "a string"),
+        ([], "a list"),
+        ({}, "an object"),
+    ],
+)
+def test_type_of_a_value_has_the_name_that_json_gives_it(value, name):
+    assert name_type(value) == name
