@@ -863,7 +863,8 @@ def test_any_text_is_refused_with_a_typed_error(token):
 @given(st.integers(0, 10_000), st.characters(codec="ascii", categories=["L", "N"]))
 def test_no_changed_character_survives(position, character):
     token = sign("ES256")
-    position %= len(token)
+    # The last character has bits beyond the signature's 64 bytes, which may be ignored.
+    position %= len(token) - 1
     changed = token[:position] + character + token[position + 1 :]
     if changed == token:
         return
