@@ -106,6 +106,14 @@ def test_patient_with_another_record_after_a_merge_is_read():
     assert grant.client.operation("everything", "Patient", "p1") == everything
 
 
+def test_patient_with_another_record_after_a_merge_is_changed():
+    grant = make_grant("patient/Patient.cruds")
+    grant.server.on("Patient/p1", respond(MERGED))
+    assert grant.client.update(MERGED) == MERGED
+    steps = [{"op": "replace", "path": "/gender", "value": "other"}]
+    assert grant.client.patch("Patient", "p1", steps) == MERGED
+
+
 @pytest.mark.parametrize(
     ("members", "is_own"),
     [
