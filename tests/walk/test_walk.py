@@ -73,7 +73,7 @@ def test_walk_notices_a_site_that_ignores_the_address(ehr, stack, monkeypatch):
     def find_newest(self: SMARTContext) -> Launch:
         launches = Launch.objects.with_related().open().order_by("-completed_at")
         if (launch := launches.first()) is None:
-            raise PrefixError("No launch is open.", code="launch_unknown")
+            raise PrefixError("No launch is open.")
         return launch
 
     monkeypatch.setattr(SMARTContext, "_find_by_key", find_newest)
