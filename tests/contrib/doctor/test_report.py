@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -255,6 +256,42 @@ def test_report_counts_launches_of_thirty_days(
     assert report.launches == 2
     (one,) = report.observations
     assert (one.diagnosis.code, one.number) == ("scope_absent", 2)
+
+
+def test_launches_that_ended_alike_are_counted_by_the_database(
+    registration: ClientRegistration,
+) -> None:
+    now = timezone.now()
+    # Each has a text of its own size, so that rows that are read can be told.
+    deviations = [["scope_absent", "x" * 1000]]
+    Launch.objects.bulk_create(
+        Launch(
+            registration=registration,
+            kind=Launch.Kind.EHR,
+            status=Launch.Status.ENDED if number % 4 else Launch.Status.FAILED,
+            error_code="" if number % 4 else "id_token_signature",
+            deviations=deviations,
+            state_digest=f"{number:064}",
+            browser_digest="y",
+            expires_at=now,
+        )
+        for number in range(2000)
+    )
+    newest = Launch.objects.latest("created_at").created_at
+    tracemalloc.start()
+    try:
+        report = read_report(registration.server)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    assert report.launches == 2000
+    counted = [
+        (one.diagnosis.code, one.number, one.last_at == newest)
+        for one in report.observations
+    ]
+    assert counted[0] == ("scope_absent", 2000, True)
+    assert counted[1][:2] == ("id_token_signature", 500)
 
 
 def test_command_prints_the_report_for_the_team_and_the_row_for_the_table(
