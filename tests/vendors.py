@@ -41,6 +41,7 @@ class VendorEHR(EHRSimulator):
     def __init__(self, vendor: dict[str, Any]) -> None:
         self.configuration: dict[str, Any] = vendor["configuration"]
         super().__init__(vendor["base_url"], issuer=self.configuration["issuer"])
+        self.quirks = vendor.get("quirks", [])
         self.interceptors.append(self._describe)
 
     @property

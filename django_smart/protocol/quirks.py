@@ -69,7 +69,7 @@ class Quirks:
     discovery_headers: Mapping[str, str] = _quirk(
         {},
         witness="fhir.epic.com, OAuth 2.0 Specification, “Additional Header "
-        "Requirements” (2026-11-27)",
+        "Requirements”: endpoints can differ by client ID (2026-12-01)",
     )
     scope_syntax: Literal["v2", "v1"] = _quirk(
         "v2",
@@ -93,8 +93,8 @@ class Quirks:
     )
     basic_credentials: Literal["raw", "form_encoded"] = _quirk(
         "raw",
-        witness="oidc-provider (npm) refuses unencoded credentials; recorded in "
-        "tests/outside/test_openid_provider.py (2026)",
+        witness="fhir.epic.com, OAuth 2.0 Specification, “Client Secret "
+        "Authentication”: the secret is URL-encoded first (2026-12-01)",
         simulated="basic_form_encoded",
     )
     assertion_audience: Literal["endpoint", "token_endpoint"] = _quirk(
@@ -115,7 +115,7 @@ class Quirks:
     )
     introspection_mode: Literal["auto", "client"] = _quirk(
         "auto",
-        witness="docs.athenahealth.com, “Additional OAuth Endpoints”, and "
+        witness="docs.athenahealth.com, “Additional OAuth Endpoints” (2026-12-01), and "
         "fhir.eclinicalworks.com, “Token introspection” (2026-11-27)",
     )
     rp_initiated_logout: bool = _quirk(
@@ -124,8 +124,8 @@ class Quirks:
     )
     bearer_boundary: Literal["base", "origin"] = _quirk(
         "base",
-        witness="SMART App Launch 2.2, “Example App Launch for Symmetric Client Auth”: "
-        "the launcher's links omit a part of its base URL",
+        witness="github.com/smart-on-fhir/smart-launcher-v2, backend/routes/fhir/"
+        "proxy.ts: links omit a part of the base URL (2026-12-01)",
     )
     authorize_in_frame: bool = _quirk(
         default=True,
@@ -134,14 +134,13 @@ class Quirks:
     )
     refresh_token_lifetime: timedelta | None = _quirk(  # noqa: RUF009 (a field)
         default=None,
-        witness="medplum.com, “SMART App Launch”: 14 days; eClinicalWorks: 90 days "
-        "(2026-11-27)",
+        witness="medplum.com, “Access Token Management”: two weeks (2026-12-01)",
         is_operational=True,
     )
     rate_limit: float | None = _quirk(
         default=None,
-        witness="fhir.eclinicalworks.com, “Getting started”: 250 calls per minute and "
-        "practice; docs.athenahealth.com, “Token Endpoint” (2026-11-27)",
+        witness="docs.athenahealth.com, “Authentication and URL Locations”: 50 new "
+        "tokens per minute (2026-12-01)",
         is_operational=True,
     )
     unknown: Mapping[str, Any] = field(default_factory=dict)

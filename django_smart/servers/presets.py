@@ -17,24 +17,30 @@ __all__ = ["PRESETS"]
 PRESETS: dict[str, dict[str, Any]] = {
     FHIRServer.Preset.EPIC: {
         # Endpoints can differ between clients; without the header, the general ones are
-        # returned. (fhir.epic.com, OAuth 2.0 Specification, "Additional Header
-        # Requirements".)
+        # returned. Client ID and secret are URL-encoded before they go with Basic.
+        # (fhir.epic.com, OAuth 2.0 Specification, "Additional Header Requirements" and
+        # "Client Secret Authentication", read on 2026-12-01.)
         "discovery_headers": {"Epic-Client-ID": "{client_id}"},
+        "basic_credentials": "form_encoded",
     },
     # Advertises client_secret_basic and private_key_jwt (RS384, ES384), S256, POST to
     # the authorization endpoint, scopes of both versions and offline_access besides
     # online_access: the defaults are right. (SMART configuration of the sandbox,
-    # fhir-ehr-code.cerner.com, July 2026.)
+    # fhir-ehr-code.cerner.com, July 2026. The vendor's older documentation asks apps to
+    # sign in outside of frames; whether it still does is not known:
+    # cerner/fhir.cerner.com, content/authorization.md, read on 2026-12-01.)
     FHIRServer.Preset.ORACLE_HEALTH: {},
     FHIRServer.Preset.ATHENAHEALTH: {
         # Introspection requires the client's credentials; its SMART configuration does
-        # not say so. (docs.athenahealth.com, "Additional OAuth Endpoints", 2026.)
+        # not say so. (docs.athenahealth.com, "Additional OAuth Endpoints", read on
+        # 2026-12-01.)
         "introspection_mode": "client",
     },
     FHIRServer.Preset.ECLINICALWORKS: {
         # Introspection requires the client's credentials with Basic; signatures are
         # RS384 only, the default. (fhir.eclinicalworks.com, Getting started, "Token
-        # introspection" and "Backend, Authentication".)
+        # introspection" and "Backend, Authentication", read on 2026-11-27.) The limit
+        # and the lifetime of refresh tokens are known from third parties only.
         "introspection_mode": "client",
     },
     # Advertises S256, POST to the authorization endpoint, scopes of both versions and
@@ -43,7 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     FHIRServer.Preset.MEDITECH: {},
     # Advertises S256, scopes of both versions, RS256, RS384 and ES384; its launches
     # name the base URL with a slash, which is sent back unchanged: the defaults are
-    # right. (medplum/medplum, packages/server/src/fhir/smart.ts, 2026.)
+    # right. (medplum/medplum, packages/server/src/fhir/smart.ts, read on
+    # 2026-12-01.)
     FHIRServer.Preset.MEDPLUM: {},
     FHIRServer.Preset.OPENEMR: {
         # Introspection requires the client's credentials; its SMART configuration does
@@ -93,8 +100,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     FHIRServer.Preset.SMART_LAUNCHER: {
         # The base URL contains the simulated launch in its path; links to the next page
-        # have the same origin but another path. (SMART App Launch 2.2, "Example App
-        # Launch for Symmetric Client Auth".)
+        # have the same origin but another path. (smart-on-fhir/smart-launcher-v2,
+        # backend/routes/fhir/proxy.ts, read on 2026-12-01.)
         "bearer_boundary": "origin",
     },
 }

@@ -107,7 +107,7 @@ class _Operator:
     def _register(self, options: list[str]) -> None:
         if "--client-secret-env" in options:
             variable = options[options.index("--client-secret-env") + 1]
-            self._environ.setenv(variable, f"secret of {variable}")
+            self._environ.setenv(variable, f"a+secret of {variable}")
         out, remarks = io.StringIO(), io.StringIO()
         call_command("smart_register", *options, stdout=out, stderr=remarks)
         assert remarks.getvalue() == ""
@@ -146,7 +146,7 @@ class _Operator:
         ehr.register_client(
             registration.client_id,
             auth_method=method,
-            client_secret=f"secret of {variable}" if variable else None,
+            client_secret=f"a+secret of {variable}" if variable else None,
             jwks=SigningKey.objects.as_jwks() if method == "private_key_jwt" else None,
             redirect_uris=[
                 *(known.redirect_uris if known else ()),
@@ -173,7 +173,7 @@ class _Operator:
 
     def _open_from_chart(self, registration: ClientRegistration, url: str) -> Launch:
         ehr, browser = self._get_ehr(registration), make_browser()
-        iss = ehr.base_url
+        iss, quirks = ehr.base_url, ehr.quirks
         if registration.server.preset == FHIRServer.Preset.MEDPLUM:
             # As its documentation says.
             iss, ehr.quirks = f"{iss}/", ["aud_slash"]
@@ -183,7 +183,7 @@ class _Operator:
         sent = browser.get(parts.path, query)
         assert sent.status_code == 302, sent.content
         opened = get_launch(get_callback(browser, ehr.authorize(sent["Location"])))
-        ehr.quirks = []
+        ehr.quirks = quirks
         return opened
 
     def _connect(self, registration: ClientRegistration, url: str) -> Launch:
