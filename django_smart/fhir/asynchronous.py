@@ -117,11 +117,9 @@ class AsyncFHIRClient:
     operation = _awaited(FHIRClient.operation)
     capabilities = _awaited(FHIRClient.capabilities)
     resolve = _awaited(FHIRClient.resolve)
-    resolve_many = _awaited(FHIRClient.resolve_many)
     get = _awaited(FHIRClient.get)
     request = _awaited(FHIRClient.request)
     download = _awaited(FHIRClient.download)
-    upload = _awaited(FHIRClient.upload)
 
     def iterate(
         self,

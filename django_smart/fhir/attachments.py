@@ -1,4 +1,4 @@
-"""Files: uploaded in a ``DocumentReference``, and downloaded in chunks."""
+"""Files, downloaded in chunks."""
 
 from __future__ import annotations
 
@@ -20,35 +20,7 @@ from django_smart.fhir.messages import (
     refuse_error,
 )
 
-__all__ = ["build_document", "download"]
-
-
-def build_document(
-    content: bytes | BinaryIO,
-    content_type: str,
-    *,
-    title: str,
-    elements: Mapping[str, Any],
-    patient_id: str | None,
-) -> dict[str, Any]:
-    """Build the ``DocumentReference`` of :meth:`FHIRClient.upload`."""
-    data = content if isinstance(content, bytes) else content.read()
-    attachment = {
-        "contentType": content_type,
-        "data": base64.b64encode(data).decode(),
-        "size": len(data),
-    }
-    if title:
-        attachment["title"] = title
-    resource = {
-        "resourceType": "DocumentReference",
-        "status": "current",
-        **elements,
-        "content": [{"attachment": attachment}],
-    }
-    if "subject" not in resource and patient_id:
-        resource["subject"] = {"reference": f"Patient/{patient_id}"}
-    return resource
+__all__ = ["download"]
 
 
 def download(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any
 
 from django_smart.exceptions import (
     FHIRConflictError,
@@ -16,7 +16,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
-from django_smart.fhir.attachments import build_document, download
+from django_smart.fhir.attachments import download
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
 from django_smart.fhir.connection import FHIRConnection, refuse_in_event_loop
@@ -42,7 +42,7 @@ from django_smart.fhir.messages import (
 )
 from django_smart.fhir.paging import History, SearchResult, SearchStream
 from django_smart.fhir.parameters import SearchParams, build_search_query
-from django_smart.fhir.references import resolve, resolve_many
+from django_smart.fhir.references import resolve
 from django_smart.fhir.searching import PatientRecord, iterate, iterate_pages
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
@@ -84,7 +84,6 @@ class FHIRClient(FHIRConnection):
     download = download
     iterate_pages = iterate_pages
     resolve = resolve
-    resolve_many = resolve_many
 
     def read(
         self,
@@ -473,39 +472,6 @@ class FHIRClient(FHIRConnection):
             except (FHIRConflictError, FHIRPreconditionFailedError):
                 if tries <= 0:
                     raise
-
-    def upload(
-        self,
-        /,
-        content: bytes | BinaryIO,
-        content_type: str,
-        *,
-        title: str = "",
-        **elements: Any,
-    ) -> dict[str, Any]:
-        """
-        Create a ``DocumentReference`` that contains a file.
-
-        Args:
-            content: bytes or an open file.
-            content_type: media type, such as ``"application/pdf"``.
-            title: of the document.
-            elements: other elements of the resource: ``type``, ``category``, ``date``,
-                ….  By default, ``subject`` is the patient in context and ``status`` is
-                ``current``.
-
-        Returns:
-            See :meth:`create`.
-        """
-        return self.create(
-            build_document(
-                content,
-                content_type,
-                title=title,
-                elements=elements,
-                patient_id=self.patient_id,
-            )
-        )
 
     def patient(self, id: str | None = None) -> PatientRecord:  # noqa: A002
         """

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from django_smart.exceptions import (
-    BearerBoundaryError,
-    FHIRRequestError,
-    FHIRStatusError,
-    ForeignPatientError,
-    InsufficientScopeError,
-    MalformedFHIRResponseError,
-)
+from django_smart.exceptions import BearerBoundaryError, FHIRRequestError
 from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import build_read
 from django_smart.fhir.messages import parse_place
 from django_smart.fhir.names import iter_mappings
-from django_smart.fhir.parameters import AnyOf, build_search_query
-from django_smart.fhir.searching import iterate
 
-__all__ = ["resolve", "resolve_many"]
-
-_IDS_AT_ONCE = 50
-# Statuses of servers that let resources of a type be read, but not found by their id.
-_NOT_SEARCHABLE = frozenset({400, 403, 404, 405, 422, 501})
+__all__ = ["resolve"]
 
 
 def resolve(
@@ -62,71 +49,6 @@ def resolve(
     resource_type, resource_id, version_id = _parse_target(url)
     interaction = build_read(resource_type, resource_id, version_id=version_id)
     return client.perform_read(interaction, url=url)
-
-
-def resolve_many(
-    client: FHIRConnection,
-    references: Iterable[str | Mapping[str, Any]],
-    *,
-    within: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
-) -> list[dict[str, Any]]:
-    """
-    Return the targets of *references*, with one search per type where possible.
-
-    Args:
-        references, within: see :meth:`resolve`.
-
-    Returns:
-        The targets, in the order of the references.
-
-    Raises:
-        BearerBoundaryError, FHIRRequestError, ForeignPatientError: see
-            :meth:`resolve`.
-    """
-    texts = [_get_reference(each) for each in references]
-    found: dict[str, dict[str, Any]] = {}
-    ids: dict[str, dict[str, str]] = {}
-    for text in texts:
-        target = _find_within(text, within, base_url=client.base_url)
-        if target is not None:
-            found[text] = target
-            continue
-        url = client.build_url(text)
-        if client.is_within_boundary(url):
-            resource_type, resource_id, _ = _parse_target(url)
-            # The same id at another base is another resource.
-            if url == client.build_url(f"{resource_type}/{resource_id}"):
-                ids.setdefault(resource_type, {})[resource_id] = text
-    for resource_type, by_id in ids.items():
-        wanted = list(by_id) if len(by_id) > 1 else []
-        for start in range(0, len(wanted), _IDS_AT_ONCE):
-            some = wanted[start : start + _IDS_AT_ONCE]
-            for resource in _find_by_id(client, resource_type, some):
-                if (resource_id := resource.get("id", "")) in by_id:
-                    found[by_id[resource_id]] = resource
-    # The only one of its type, with a version, at another base, or not found.
-    for text in texts:
-        if text not in found:
-            found[text] = resolve(client, text, within=within)
-    return [found[text] for text in texts]
-
-
-def _find_by_id(
-    client: FHIRConnection, resource_type: str, ids: list[str]
-) -> list[dict[str, Any]]:
-    """Search for resources; without a result where they may only be read."""
-    query = build_search_query({"_id": AnyOf(*ids), "_count": len(ids)}, {})
-    try:
-        # With a limit, because a server may ignore _id.
-        return iterate(client, resource_type, query).load(len(ids))
-    except FHIRStatusError as error:
-        if error.status_code not in _NOT_SEARCHABLE:
-            raise
-    except (ForeignPatientError, InsufficientScopeError):
-        pass  # no scope allows it, or no parameter selects the patient
-    except MalformedFHIRResponseError:
-        pass  # such as an error with status 200
-    return []
 
 
 def _get_reference(reference: object) -> str:

@@ -56,7 +56,7 @@ def test_functions_of_the_page_on_writing_write(fhir: FHIRClient) -> None:
         *before,
         {"system": "phone", "value": "+45 20"},
     ]
-    letter = page["upload_letter"](fhir, io.BytesIO(b"%PDF"))
+    letter = page["upload_letter"](fhir, PATIENT, io.BytesIO(b"%PDF"))
     assert letter["subject"] == {"reference": f"Patient/{PATIENT}"}
     file = io.BytesIO()
     fhir.download(letter["content"][0]["attachment"], file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -691,7 +690,7 @@ def test_odd_request_id_of_a_server_is_not_told(grant):
     assert caught.value.request_id == grant.server.request_ids[-1]
 
 
-# Changing, uploading
+# Changing
 
 
 def add_phone(patient):
@@ -751,30 +750,6 @@ def test_part_of_a_resource_is_not_written_back(grant):
     whole = {**PERSON, "meta": {"tag": [{"code": "other"}, "odd"]}}
     grant.server.on("Patient/p-1", respond(whole))
     assert grant.client.update(whole) == whole
-
-
-@pytest.mark.parametrize("content", [b"%PDF", io.BytesIO(b"%PDF")])
-def test_file_is_uploaded_with_what_describes_it(content):
-    grant = Grant(patient_id="p-1")
-    made = {"resourceType": "DocumentReference", "id": "d-1"}
-    grant.server.on("DocumentReference", respond(made, 201))
-    kept = grant.client.upload(
-        content, "application/pdf", title="Letter", type={"text": "Letter"}
-    )
-    assert kept == made
-    attachment = {
-        "contentType": "application/pdf",
-        "data": "JVBERg==",
-        "size": 4,
-        "title": "Letter",
-    }
-    assert json.loads(grant.server.requests[0].body or b"") == {
-        "resourceType": "DocumentReference",
-        "status": "current",
-        "type": {"text": "Letter"},
-        "subject": {"reference": "Patient/p-1"},
-        "content": [{"attachment": attachment}],
-    }
 
 
 # Where to search

@@ -6,7 +6,7 @@ import io
 import json
 import time
 from copy import deepcopy
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -15,9 +15,7 @@ from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRNotFoundError,
     FHIRRequestError,
-    FHIRStatusError,
     ForeignPatientError,
-    InsufficientScopeError,
     MalformedFHIRResponseError,
     ResponseTooLargeError,
 )
@@ -45,56 +43,6 @@ def test_reference_to_the_server_is_read(grant, reference):
     grant.server.on("Patient/p-1", respond(PATIENT))
     assert grant.client.resolve(reference) == PATIENT
     assert grant.exchanges[0].interaction == "read"
-
-
-def test_many_references_are_resolved_by_one_search_for_each_type(grant):
-    patients = [{**PATIENT, "id": f"p-{number}"} for number in range(60)]
-    organization = {"resourceType": "Organization", "id": "o"}
-    for some in (patients[:50], patients[50:]):
-        ids = "%2C".join(each["id"] for each in some)
-        grant.server.on(f"Patient?_id={ids}&_count={len(some)}", respond(bundle(*some)))
-    grant.server.on("Organization/o", respond(organization))
-    references = [
-        *({"reference": f"Patient/{each['id']}"} for each in patients),
-        *("Organization/o", "#x", "Patient/p-3"),
-    ]
-    contained = {"resourceType": "Device", "id": "x"}
-    within = {**PATIENT, "contained": [contained]}
-    found = grant.client.resolve_many(references, within=within)
-    assert found == [*patients, organization, contained, patients[3]]
-    assert len(grant.server.requests) == 3
-
-
-def test_reference_among_many_that_cannot_be_resolved_raises(grant):
-    other = {**PATIENT, "id": "p-2"}
-    query = "Patient?_id=p-1%2Cp-2&_count=2"
-    grant.server.on(query, respond(bundle(PATIENT, {**PATIENT, "id": "p-9"})))
-    grant.server.on("Patient/p-2", respond({}, 404))
-    with pytest.raises(FHIRNotFoundError):
-        grant.client.resolve_many(["Patient/p-1", "Patient/p-2"])
-    grant.server.on("Patient/p-2", respond(other))
-    grant.server.on("Patient/p-2/_history/1", respond(other))
-    grant.server.on("Patient/p-1", respond(PATIENT))
-    references = ["Patient/p-1", "Patient/p-2", "Patient/p-2/_history/1"]
-    assert grant.client.resolve_many(references) == [PATIENT, other, other]
-    with pytest.raises(BearerBoundaryError):
-        grant.client.resolve_many(["Patient/p-1", f"{FAR}/Patient/p-1"])
-    with pytest.raises(FHIRRequestError):
-        grant.client.resolve_many(["nowhere"])
-    assert grant.client.resolve_many([]) == []
-
-
-def test_same_id_at_another_base_is_another_resource():
-    grant = Grant(boundary="origin")
-    beside = "https://ehr.example.org/other/Patient"
-    urls = [f"{beside}/p-1", f"{beside}/p-2", f"{BASE}/tenant/Patient/p-1"]
-    patients = [{**PATIENT, "id": url[-3:], "language": url} for url in urls]
-    for url, patient in zip(urls, patients, strict=True):
-        grant.server.on(url, respond(patient))
-    near = [PATIENT, {**PATIENT, "id": "p-2"}]
-    grant.server.on("Patient?_id=p-1%2Cp-2&_count=2", respond(bundle(*near)))
-    found = grant.client.resolve_many([f"{BASE}/Patient/p-1", "Patient/p-2", *urls])
-    assert found == [*near, *patients]
 
 
 @pytest.mark.parametrize("base", ["", f"{BASE}/"])
@@ -211,7 +159,6 @@ def test_resource_at_hand_is_not_asked_for(grant):
     included = [{**PATIENT, "meta": {"versionId": "2"}}]
     for reference in ("Patient/p-1", f"{BASE}/Patient/p-1", "Patient/p-1/_history/2"):
         assert grant.client.resolve(reference, within=included) == included[0]
-        assert grant.client.resolve_many([reference], within=included) == included
     assert grant.server.requests == []
     grant.server.on("Patient/p-1/_history/1", respond(PATIENT))
     found = grant.client.resolve("Patient/p-1/_history/1", within=included)
@@ -284,8 +231,6 @@ def test_same_id_at_another_base_is_another_patient():
         grant.server.on(url, respond(own))
         with pytest.raises(ForeignPatientError):
             fhir.resolve(url)
-        with pytest.raises(ForeignPatientError):
-            fhir.resolve_many([url])
     with pytest.raises(ForeignPatientError):
         fhir.get(beside)
     with pytest.raises(BearerBoundaryError):
@@ -316,63 +261,6 @@ def test_what_is_nobodys_is_read_at_another_base(scope):
     practitioner = {"resourceType": "Practitioner", "id": "dr"}
     grant.server.on(url, respond(practitioner))
     assert grant.client.resolve(url) == practitioner
-    assert grant.client.resolve_many([url]) == [practitioner]
-
-
-def test_references_that_no_search_finds_are_read():
-    grant = make_limited_grant()
-    binaries = [{"resourceType": "Binary", "id": f"b{number}"} for number in (1, 2)]
-    for binary in binaries:
-        grant.server.on(f"Binary/{binary['id']}", respond(binary))
-    assert grant.client.resolve_many(["Binary/b1", "Binary/b2"]) == binaries
-    grant.server.on("Observation?_id=o1%2Co2&_count=2&patient=p1", respond(bundle()))
-    others = {**MINE, "subject": {"reference": "Patient/p2"}}
-    grant.server.on("Observation/o1", respond(others))
-    with pytest.raises(ForeignPatientError):
-        grant.client.resolve_many(["Observation/o1", "Observation/o2"])
-
-
-@pytest.mark.parametrize("is_asked", [True, False])
-def test_references_that_may_not_be_searched_for_are_read(is_asked):
-    def refuse(missing: str) -> NoReturn:
-        raise InsufficientScopeError("no scope", missing=missing)
-
-    options: dict[str, Any] = {} if is_asked else {"on_missing_scope": refuse}
-    grant = make_limited_grant("patient/Practitioner.r", **options)
-    people = [{"resourceType": "Practitioner", "id": f"d{one}"} for one in (1, 2)]
-    for person in people:
-        grant.server.on(f"Practitioner/{person['id']}", respond(person))
-    grant.server.on("Practitioner?_id=d1%2Cd2&_count=2", respond(b"", 403))
-    assert grant.client.resolve_many(["Practitioner/d1", "Practitioner/d2"]) == people
-    assert len(grant.server.requests) == (3 if is_asked else 2)
-
-
-@pytest.mark.parametrize("status", [400, 403, 404, 405, 422, 501, 200, 410, 503])
-def test_references_are_read_if_the_server_refuses_the_search(grant, status):
-    others = [{**PATIENT, "id": f"p-{number}"} for number in (1, 2)]
-    for each in others:
-        grant.server.on(f"Patient/{each['id']}", respond(each))
-    issue = {"severity": "warning", "code": "incomplete"}
-    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
-    answer = bundle(outcome) if status == 200 else outcome
-    grant.server.on("Patient?_id=p-1%2Cp-2&_count=2", respond(answer, status))
-    references = ["Patient/p-1", "Patient/p-2"]
-    if status in {410, 503}:
-        with pytest.raises(FHIRStatusError):
-            grant.client.resolve_many(references)
-    else:
-        assert grant.client.resolve_many(references) == others
-
-
-def test_search_that_ignores_the_ids_is_not_followed(grant):
-    query = "Patient?_id=p-1%2Cp-2&_count=2"
-    some = [{**PATIENT, "id": one} for one in ("p-8", "p-1")]
-    grant.server.on(query, respond(bundle(*some, next_url="?p=2")))
-    for one in ("p-1", "p-2"):
-        grant.server.on(f"Patient/{one}", respond({**PATIENT, "id": one}))
-    found = grant.client.resolve_many(["Patient/p-1", "Patient/p-2"])
-    assert [each["id"] for each in found] == ["p-1", "p-2"]
-    assert len(grant.server.requests) == 2
 
 
 # Attachments
@@ -612,8 +500,6 @@ def test_reference_in_a_document_of_another_server_is_not_to_this_one(grant):
     ):
         with pytest.raises(FHIRRequestError, match="another server"):
             grant.client.resolve("Condition/2", within=wrong)
-        with pytest.raises(FHIRRequestError, match="another server"):
-            grant.client.resolve_many(["Condition/2"], within=[wrong])
     assert grant.server.requests == []
     own = make_document(f"{BASE}/Composition/1", urls[0])
     assert grant.client.resolve("Condition/2", within=own)["id"] == "2"
