@@ -27,7 +27,7 @@ __all__ = ["Bulk", "Export", "routes"]
 
 _NDJSON = "application/fhir+ndjson"
 _LINES_AT_ONCE = 500
-_PARAMETERS = {"_outputFormat", "_since", "_type", "allowPartialManifests"}
+_PARAMETERS = {"_outputFormat", "_since", "_type"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,13 +36,11 @@ class Export:
 
     client_id: str
     time: str
-    is_partial: bool
-    polls_left: dict[int, int] = field(default_factory=dict)
-    """For each requested manifest."""
+    polls_left: int
     files: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
     """Type and resources, or a range of those that are made up."""
     others: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Further members of the last manifest: its ``deleted`` and its ``error``."""
+    """Further members of the manifest: its ``deleted`` and its ``error``."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,7 +48,7 @@ class Bulk:
     """Settings of exports, for tests to change, and the started exports."""
 
     polls: int = 1
-    """The number of status requests per manifest that find the export running."""
+    """The number of status requests that find the export running."""
     retry_after: str | None = "1"
     observations: int = 0
     """Number of generated Observations that replace the real ones."""
@@ -67,7 +65,6 @@ def routes(base: str) -> Routes:
         yield f"{base}/{path}", "GET", _start
         yield f"{base}/{path}", "POST", _start
     yield f"{base}/bulk/<export_id>", "GET", _status
-    yield f"{base}/bulk/<export_id>/manifests/<int:number>", "GET", _status
     yield f"{base}/bulk/<export_id>", "DELETE", _delete
     yield f"{base}/bulk/<export_id>/<name>.ndjson", "GET", _file
 
@@ -91,7 +88,7 @@ def _start(exchange: Exchange, group_id: str = "all") -> Response:
     export = Export(
         client_id=exchange.client_id or "",
         time=datetime.fromtimestamp(ehr.clock(), tz=UTC).isoformat(),
-        is_partial=query.get("allowPartialManifests") == "true",
+        polls_left=ehr.bulk.polls,
     )
     since = query.get("_since")
     for name in types:
@@ -176,41 +173,34 @@ def _is_after(moment: str, since: str) -> bool:
     return datetime.fromisoformat(moment) > datetime.fromisoformat(since)
 
 
-def _status(exchange: Exchange, export_id: str, number: int = 0) -> Response:
+def _status(exchange: Exchange, export_id: str) -> Response:
     ehr = exchange.ehr
     export = _find(exchange, export_id)
     with ehr.store.lock:
-        polls_left = export.polls_left.setdefault(number, ehr.bulk.polls)
-        export.polls_left[number] = polls_left - 1
+        polls_left = export.polls_left
+        export.polls_left -= 1
     if polls_left > 0:
         headers = {"X-Progress": "in progress"}
         if ehr.bulk.retry_after is not None:
             headers["Retry-After"] = ehr.bulk.retry_after
         return Response(status=202, headers=headers)
     url = f"{ehr.base_url}/bulk/{export_id}"
-    # A partial manifest has one file.
-    size = 1 if export.is_partial else len(export.files)
-    first, end = number * size, (number + 1) * size
-    is_last = end >= len(export.files)
     manifest: dict[str, Any] = {
         "transactionTime": export.time,
         "request": f"{ehr.base_url}/$export",
         "requiresAccessToken": ehr.bulk.requires_access_token,
         "output": [
-            {"type": name, "url": f"{url}/{first + at}.ndjson", "count": len(lines)}
-            for at, (name, lines) in enumerate(export.files[first:end])
+            {"type": name, "url": f"{url}/{number}.ndjson", "count": len(lines)}
+            for number, (name, lines) in enumerate(export.files)
         ],
     }
     for name, lines in export.others.items():
         manifest[name] = (
             [{"type": lines[0]["resourceType"], "url": f"{url}/{name}.ndjson"}]
-            if is_last and lines
+            if lines
             else []
         )
-    if not is_last:
-        link = {"relation": "next", "url": f"{url}/manifests/{number + 1}"}
-        manifest["link"] = [link]
-    return json_response(manifest, status=200 if is_last else 202)
+    return json_response(manifest)
 
 
 def _file(exchange: Exchange, export_id: str, name: str) -> Response:
