@@ -457,16 +457,9 @@ class FHIRRequestError(FHIRError):
 
 
 class BearerBoundaryError(FHIRRequestError):
-    """
-    The access token may not be sent to this URL (FHIR-02).
-
-    Attributes:
-        export: the started ``BulkExport``, if the URL is where to poll it; call its
-            ``delete()`` to abandon it, or resume its ``state`` later.
-    """
+    """The access token may not be sent to this URL (FHIR-02)."""
 
     code = "bearer_boundary"
-    export: Any = None
 
 
 class ForeignPatientError(FHIRRequestError):

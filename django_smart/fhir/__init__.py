@@ -8,7 +8,7 @@ from django_smart.fhir.asynchronous import (
     AsyncSearchStream,
 )
 from django_smart.fhir.batch import Batch, BatchAnswer
-from django_smart.fhir.bulk import BulkExport, ExportedFile
+from django_smart.fhir.bulk import BulkExport
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import Observer, TokenSource, Transport
 from django_smart.fhir.json import Number, dump_json, load_json
@@ -25,7 +25,6 @@ __all__ = [
     "Batch",
     "BatchAnswer",
     "BulkExport",
-    "ExportedFile",
     "FHIRClient",
     "FHIRExchange",
     "FHIRSession",

@@ -12,12 +12,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from concurrent.futures import Executor
 from contextvars import copy_context
 from functools import partial, wraps
-from threading import Event
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from django_smart.fhir.batch import Batch, BatchAnswer
 from django_smart.fhir.client import FHIRClient
-from django_smart.fhir.connection import CANCELED
 from django_smart.fhir.paging import SearchPage, SearchStream, refuse_stream
 from django_smart.fhir.parameters import SearchParams
 
@@ -159,11 +157,8 @@ class AsyncFHIRClient:
         """
         # As asyncio.to_thread, which knows no executor but the loop's.
         call = partial(function, *args, **kwargs)
-        loop, context, canceled = asyncio.get_running_loop(), copy_context(), Event()
-        context.run(CANCELED.set, canceled)
-        future = loop.run_in_executor(self._executor, context.run, self._call, call)
-        future.add_done_callback(lambda f: canceled.set() if f.cancelled() else None)
-        return await future
+        loop, context = asyncio.get_running_loop(), copy_context()
+        return await loop.run_in_executor(self._executor, context.run, self._call, call)
 
     async def _step_through(self, items: Iterable[_T]) -> AsyncIterator[_T]:
         """Yield *items*, none of them ``None``, each of which comes from a thread."""

@@ -11,13 +11,11 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
 from django_smart.exceptions import (
-    BearerBoundaryError,
     FHIRRequestError,
     MalformedFHIRResponseError,
     ResponseTooLargeError,
@@ -37,11 +35,11 @@ from django_smart.fhir.messages import (
     resolve_url,
 )
 from django_smart.fhir.parameters import build_search_query
-from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.urls import is_same_origin
 from django_smart.transport import ResponseStream
 
-__all__ = ["BulkExport", "ExportedFile", "start_export"]
+__all__ = ["BulkExport", "start_export"]
 
 _SCOPE = re.compile(r"|Patient|Group/[A-Za-z0-9\-.]{1,64}")
 _NDJSON = "application/fhir+ndjson"
@@ -70,28 +68,12 @@ _IGNORED = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportedFile:
-    """
-    One file of an export.
-
-    Attributes:
-        type: type of its resources; empty if the server names none.
-        count: number of resources, if the server sends it.
-    """
-
-    type: str
-    url: str = field(repr=False)
-    count: int | None = None
-
-
 def start_export(
     client: FHIRConnection,
     scope: str = "",
     *,
     types: Sequence[str] = (),
     since: datetime | None = None,
-    by_post: bool = False,
     **parameters: object,
 ) -> BulkExport:
     """Send the kick-off request; see :meth:`FHIRClient.export`."""
@@ -112,7 +94,7 @@ def start_export(
     is_limited = "patient" in parameters
     if is_limited:
         headers["Prefer"] += ", handling=strict"
-    if by_post or is_limited:
+    if is_limited:
         headers["Content-Type"] = FHIR_JSON
         body = json.dumps(_build_parameters(query)).encode()
         response = client.request("POST", path, headers=headers, body=body)
@@ -130,17 +112,7 @@ def start_export(
             f"Content-Location; the status was {response.status_code}",
             status_code=response.status_code,
         )
-    export = BulkExport(client, {"status_url": status_url, "is_limited": is_limited})
-    if not client.is_within_boundary(status_url):
-        error = BearerBoundaryError(
-            "the export has started, but its Content-Location is outside the "
-            f"server's {client.boundary}, where no access token is sent: if it "
-            'is the same server, set its bearer_boundary to "origin"; the '
-            "export attached to this error can then be deleted or resumed"
-        )
-        error.export = export
-        raise error
-    return export
+    return BulkExport(client, {"status_url": status_url, "is_limited": is_limited})
 
 
 def _build_parameters(query: str) -> dict[str, Any]:
@@ -241,11 +213,6 @@ class BulkExport:
                 raise ServerTimeoutError(f"the export is not ready after {seconds} s")
             self._client.sleep(pause)
 
-    @property
-    def files(self) -> list[ExportedFile]:
-        """The files with resources, once the export is ready."""
-        return list(self._walk("output"))
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number, file in enumerate(self._walk("output")):
             if number < self._file:
@@ -283,34 +250,21 @@ class BulkExport:
         """
         Tell the server to delete the files, or to cancel the export.
 
-        Outside the boundary, the request is sent without the access token.
-
         Raises:
             FHIRStatusError: the server refused; an unknown export is not an error.
             MalformedFHIRResponseError: for example, a redirect.
         """
-        if self._client.is_within_boundary(self._status_url):
-            response = self._client.request("DELETE", self._status_url)
-        else:
-            response = self._client.send_anonymous(
-                HTTPRequest(method="DELETE", url=self._status_url)
-            )
+        response = self._client.request("DELETE", self._status_url)
         if response.status_code not in {404, 410}:
             process_delete_response(response, what="deletion of an export")
 
-    def _walk(self, *names: str) -> Iterator[ExportedFile]:
+    def _walk(self, *names: str) -> Iterator[dict[str, Any]]:
         """Yield the files of the manifest, once the export is ready."""
         self.wait()
         if self._is_limited and "output" in names:
             self._check_limit()
-        for item in (item for name in names for item in self._manifest[name]):
-            kind, count = item.get("type"), item.get("count")
-            yield ExportedFile(
-                # It appears in the audit trail, where a server writes no text.
-                type=kind if is_resource_type(kind) else "",
-                url=item["url"],
-                count=count if isinstance(count, int) else None,
-            )
+        for name in names:
+            yield from self._manifest[name]
 
     def _check_limit(self) -> None:
         """Refuse the files if the server ignored which patients were named."""
@@ -321,7 +275,7 @@ class BulkExport:
                     'the server ignored "patient" of the export', issues=issues
                 )
 
-    def _read(self, file: ExportedFile, *, skip: int = 0) -> Iterator[dict[str, Any]]:
+    def _read(self, file: dict[str, Any], *, skip: int = 0) -> Iterator[dict[str, Any]]:
         """Read a file; after a broken connection, continue at the same line."""
         done, tries = skip, 0
         while True:
@@ -333,7 +287,7 @@ class BulkExport:
                     for number, line in enumerate(lines):
                         if number < done:
                             continue
-                        yield _parse_line(line, file, number)
+                        yield _parse_line(line, number)
                         done += 1
                 return
             except (ServerTimeoutError, ServerUnreachableError):
@@ -342,16 +296,18 @@ class BulkExport:
                     raise
                 self._client.sleep(_FIRST_WAIT)
 
-    def _open(self, file: ExportedFile) -> AbstractContextManager[ResponseStream]:
+    def _open(self, file: dict[str, Any]) -> AbstractContextManager[ResponseStream]:
         headers = {"Accept": _NDJSON}
         if self._manifest.get("requiresAccessToken") is False:
-            return self._client.stream_anonymous(file.url, headers=headers)
+            return self._client.stream_anonymous(file["url"], headers=headers)
+        kind = file.get("type")
         return self._client.stream(
             "GET",
-            file.url,
+            file["url"],
             headers=headers,
             interaction="export",
-            resource_type=file.type,
+            # It appears in the audit trail, where a server writes no text.
+            resource_type=kind if is_resource_type(kind) else "",
         )
 
 
@@ -426,11 +382,10 @@ def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield whole
 
 
-def _parse_line(line: bytes, file: ExportedFile, number: int) -> dict[str, Any]:
+def _parse_line(line: bytes, number: int) -> dict[str, Any]:
     resource = parse_resource(line)
     if resource is None:
         raise MalformedFHIRResponseError(
-            f"line {number + 1} of a file of {file.type or 'the export'} is "
-            "not a resource"
+            f"line {number + 1} of a file of the export is not a resource"
         )
     return resource

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime
@@ -47,11 +46,7 @@ from django_smart.fhir.searching import PatientRecord, iterate, iterate_pages
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 
-__all__ = ["FHIRClient", "forget_capabilities"]
-
-# By base URL: when it was read, and the statement.
-_capabilities: dict[str, tuple[float, dict[str, Any]]] = {}
-_MAX_CAPABILITIES = 64
+__all__ = ["FHIRClient"]
 
 
 class FHIRClient(FHIRConnection):
@@ -284,14 +279,11 @@ class FHIRClient(FHIRConnection):
         Search, and load all matches.
 
         Args:
-            resource_type: ``"*"`` for resources of every type, usually with ``_type``.
             params: FHIR parameter names and values, as a mapping or pairs, which come
                 before the keywords: ``[("_sort:desc", "date")]``.
             limit: maximum number of matches; by default, all are loaded, up to 1,000.
             prefer: handling of unknown parameters: ``"strict"`` for an error,
                 ``"lenient"`` to ignore them.
-            compartment: restrict the search to a compartment, such as
-                ``"Patient/123"``.
             by_post: send the search by POST to ``_search``, so that no URL contains the
                 search values.  Long searches always use POST.
             keywords: search parameters.  Write ``_`` for a hyphen in the name; ``__``
@@ -320,7 +312,6 @@ class FHIRClient(FHIRConnection):
         /,
         *,
         prefer: str = "",
-        compartment: str = "",
         by_post: bool = False,
         **keywords: Any,
     ) -> SearchStream:
@@ -331,14 +322,13 @@ class FHIRClient(FHIRConnection):
         not use it in templates: it is always true and has no length.
 
         Args:
-            params, prefer, compartment, by_post, keywords: see :meth:`search`.
+            params, prefer, by_post, keywords: see :meth:`search`.
         """
         return iterate(
             self,
             resource_type,
             build_search_query(params, keywords),
             prefer=prefer,
-            compartment=compartment,
             by_post=by_post,
         )
 
@@ -396,18 +386,8 @@ class FHIRClient(FHIRConnection):
                 answer["parameter"] = [value]
         return answer
 
-    def capabilities(self, *, max_age: float = 3600.0) -> dict[str, Any]:
-        """
-        Read the server's ``CapabilityStatement``.
-
-        All clients of this process share it: do not change it.
-
-        Args:
-            max_age: seconds for which an earlier response is reused.
-        """
-        known = _capabilities.get(self.base_url)
-        if known is not None and time.monotonic() - known[0] < max_age:
-            return known[1]
+    def capabilities(self) -> dict[str, Any]:
+        """Read the server's ``CapabilityStatement``, which rarely changes."""
         response = self.perform(
             Interaction(name="capabilities", method="GET", path="metadata")
         )
@@ -415,9 +395,6 @@ class FHIRClient(FHIRConnection):
         # Its name in DSTU2 (FHIR-08).
         if statement["resourceType"] not in {"CapabilityStatement", "Conformance"}:
             raise MalformedFHIRResponseError("metadata is not a CapabilityStatement")
-        if len(_capabilities) >= _MAX_CAPABILITIES:
-            _capabilities.clear()
-        _capabilities[self.base_url] = time.monotonic(), statement
         return statement
 
     def batch(self) -> Batch:
@@ -504,7 +481,6 @@ class FHIRClient(FHIRConnection):
         *,
         types: Sequence[str] = (),
         since: datetime | None = None,
-        by_post: bool = False,
         **parameters: object,
     ) -> BulkExport:
         """
@@ -515,7 +491,6 @@ class FHIRClient(FHIRConnection):
                 ``"Group/<id>"`` for the patients of a group.
             types: resource types; all by default.
             since: only resources that changed since then.
-            by_post: send the parameters in a body; always used with ``patient``.
             parameters: other parameters, such as ``_typeFilter`` or
                 ``patient=["Patient/1", …]``.
 
@@ -526,8 +501,6 @@ class FHIRClient(FHIRConnection):
             FHIRRequestError: the scope or a parameter is invalid; nothing was sent.
             FHIRStatusError: the server refused.
             MalformedFHIRResponseError: the response does not name a URL to poll.
-            BearerBoundaryError: the export has started, but the URL to poll is outside
-                the boundary; the error's ``export`` can abandon it.
             ForeignPatientError: under ``patient/`` scopes; nothing was sent.
         """
         # Before reading the scopes, which may require a query.
@@ -535,9 +508,7 @@ class FHIRClient(FHIRConnection):
         guard = self._build_guard()
         if guard is not None and not guard.record.is_open("operation", ""):
             raise ForeignPatientError("An export is not about a single patient.")
-        return start_export(
-            self, scope, types=types, since=since, by_post=by_post, **parameters
-        )
+        return start_export(self, scope, types=types, since=since, **parameters)
 
     def resume_export(self, state: Mapping[str, Any]) -> BulkExport:
         """
@@ -547,8 +518,3 @@ class FHIRClient(FHIRConnection):
             FHIRRequestError: *state* is not the state of an export.
         """
         return BulkExport(self, state)
-
-
-def forget_capabilities(base_url: str) -> None:
-    """Make :meth:`FHIRClient.capabilities` read the server's statement again."""
-    _capabilities.pop(base_url.removesuffix("/"), None)

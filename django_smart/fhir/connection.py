@@ -8,10 +8,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from functools import cached_property
-from threading import Event
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -21,7 +19,6 @@ from django_smart.exceptions import (
     ForeignPatientError,
     InsecureURLError,
     MalformedFHIRResponseError,
-    ServerTimeoutError,
 )
 from django_smart.fhir.adapters import FHIRSession
 from django_smart.fhir.compartment import Record, find_missing_scope, is_shared
@@ -41,16 +38,12 @@ from django_smart.transport import ResponseStream, is_in_event_loop
 from django_smart.transport.connections import limit_call
 
 __all__ = [
-    "CANCELED",
     "FHIRConnection",
     "Observer",
     "TokenSource",
     "Transport",
     "refuse_in_event_loop",
 ]
-
-CANCELED: ContextVar[Event | None] = ContextVar("canceled", default=None)
-"Set when nobody awaits a call in a thread any longer."
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -326,7 +319,6 @@ class FHIRConnection:
     ) -> Iterator[_Told]:
         """Refuse a URL outside the boundary, set a request id, and log the request."""
         refuse_in_event_loop()
-        _refuse_canceled()
         if not self.is_within_boundary(request.url):
             raise BearerBoundaryError(
                 f"the access token for {get_origin(self.base_url)} may not be sent to "
@@ -465,7 +457,6 @@ class FHIRConnection:
         if left <= 0:
             return response
         self.sleep(wait)
-        _refuse_canceled()
         with limit_call(left):
             return self._transport.send(request)
 
@@ -510,11 +501,6 @@ def _name_origin(url: str) -> str:
         return get_origin(url)
     except InsecureURLError:
         return "an invalid URL"
-
-
-def _refuse_canceled() -> None:
-    if (canceled := CANCELED.get()) and canceled.is_set():
-        raise ServerTimeoutError("The request was canceled.")
 
 
 def refuse_in_event_loop() -> None:

@@ -284,22 +284,14 @@ def build_history(
     )
 
 
-def build_search(
-    resource_type: str, query: str, *, compartment: str = ""
-) -> Interaction:
-    """Search a type (``*`` for all) or a compartment by GET; *query* is encoded."""
-    is_any = resource_type == "*"
-    path = "*" if is_any else validate_resource_type(resource_type)
-    if compartment:
-        its_type, _, its_id = compartment.partition("/")
-        path = f"{validate_resource_type(its_type)}/{validate_id(its_id)}/{path}"
-    elif is_any:
-        path = ""
+def build_search(resource_type: str, query: str) -> Interaction:
+    """Search a type by GET; *query* is encoded."""
+    validate_resource_type(resource_type)
     return Interaction(
         name="search",
         method="GET",
-        path=f"{path}?{query}" if query else path,
-        resource_type="" if is_any else resource_type,
+        path=f"{resource_type}?{query}" if query else resource_type,
+        resource_type=resource_type,
     )
 
 
@@ -309,7 +301,7 @@ def as_posted(search: Interaction) -> Interaction:
     return replace(
         search,
         method="POST",
-        path=f"{path}/_search" if path else "_search",
+        path=f"{path}/_search",
         body=query.encode(),
         media_type="application/x-www-form-urlencoded",
     )

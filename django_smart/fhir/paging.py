@@ -297,10 +297,7 @@ class SearchPage(Page):
     def __init__(
         self, bundle: dict[str, Any], *, resource_type: str, url: str, size: int = 0
     ) -> None:
-        """
-        *resource_type* is ``*`` for a search of every type, and empty to take
-        everything that was sent.
-        """
+        """*resource_type* is empty to take everything that was sent."""
         super().__init__(bundle, url=url, size=size)
         self.resources: list[dict[str, Any]] = []
         self.matches = self.resources
@@ -313,7 +310,7 @@ class SearchPage(Page):
             search = entry.get("search")
             mode = search.get("mode") if isinstance(search, dict) else None
             its_type = resource.get("resourceType", resource_type)
-            is_other = resource_type != "*" and its_type != resource_type
+            is_other = its_type != resource_type
             is_outcome = its_type == "OperationOutcome"
             if mode == "outcome" or (is_outcome and resource_type != its_type):
                 self.outcomes.append(resource)

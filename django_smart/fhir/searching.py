@@ -40,11 +40,10 @@ def iterate(
     query: str,
     *,
     prefer: str = "",
-    compartment: str = "",
     by_post: bool = False,
 ) -> SearchStream:
     """Build the stream of :meth:`FHIRClient.iterate`; *query* is encoded."""
-    interaction = build_search(resource_type, query, compartment=compartment)
+    interaction = build_search(resource_type, query)
     interaction = interaction.preferring(prefer)
     url = client.build_url(interaction.path)
     is_posted = by_post or len(url) > _LONGEST_URL
@@ -149,7 +148,6 @@ class PatientRecord:
         /,
         *,
         prefer: str = "",
-        compartment: str = "",
         by_post: bool = False,
         **keywords: Any,
     ) -> SearchStream:
@@ -164,7 +162,6 @@ class PatientRecord:
             resource_type,
             write_query(pairs),
             prefer=prefer,
-            compartment=compartment,
             by_post=by_post,
         )
 

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 from django.contrib.auth.base_user import AbstractBaseUser
 
 from django_smart import transport
-from django_smart.fhir.client import forget_capabilities
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -58,12 +57,8 @@ def mounted_ehr(base_url: str = BASE_URL) -> Iterator[EHRSimulator]:
     """
     ehr = EHRSimulator(base_url=base_url)
     parts = urlsplit(base_url)
-    forget_capabilities(base_url)
-    try:
-        with transport.mounted(f"{parts.scheme}://{parts.netloc}", ehr.adapter()):
-            yield ehr
-    finally:
-        forget_capabilities(base_url)
+    with transport.mounted(f"{parts.scheme}://{parts.netloc}", ehr.adapter()):
+        yield ehr
 
 
 def create_registration(

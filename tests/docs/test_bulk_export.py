@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
-from werkzeug.wrappers import Request, Response
 
 from django_smart.clients import backend_client_for
-from django_smart.exceptions import BearerBoundaryError
-from tests.answers import Respond
 from tests.docs.blocks import execute, read_blocks
 from tests.factories import make_service
 
@@ -19,7 +15,7 @@ pytestmark = pytest.mark.django_db
 
 def test_job_of_the_page_goes_on_after_a_crash(ehr):
     service = make_service(ehr)
-    job, _, task, _ = read_blocks("how-to/bulk-export.rst")
+    job, _, task = read_blocks("how-to/bulk-export.rst")
     compile(task.code, "how-to", "exec")
     names: dict[str, Any] = {}
     exec(job.code.replace('"Group/diabetes"', '"Patient"'), names)
@@ -71,29 +67,3 @@ def test_mirror_of_the_page_follows_changes_and_deletions(ehr):
     ehr.bulk.problems.append("one record is locked")
     with pytest.raises(RuntimeError):
         names["update_mirror"](service, mirror, last)
-
-
-def test_export_outside_of_the_boundary_is_cancelled_as_the_page_says(ehr):
-    service = make_service(ehr)
-    *_, begin = read_blocks("how-to/bulk-export.rst")
-    names = execute(begin, json=json)
-    fhir = backend_client_for(service)
-    saved: list[str] = []
-    names["begin"](fhir, saved.append)
-    assert fhir.resume_export(json.loads(saved[0])).poll() == 1
-    cancelled: list[str | None] = []
-
-    def keep_elsewhere(respond: Respond, request: Request) -> Response:
-        if request.path == "/bulkstatus/1":
-            assert request.method == "DELETE"
-            cancelled.append(request.headers.get("Authorization"))
-            return Response(status=202)
-        response = respond(request)
-        if request.path.endswith("$export"):
-            response.headers["Content-Location"] = "/bulkstatus/1"
-        return response
-
-    ehr.interceptors.append(keep_elsewhere)
-    with pytest.raises(BearerBoundaryError, match="bearer_boundary"):
-        names["begin"](fhir, saved.append)
-    assert cancelled == [None]

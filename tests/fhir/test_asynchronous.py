@@ -7,7 +7,6 @@ import inspect
 import io
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -46,64 +45,6 @@ def test_calls_are_awaited_and_raise_as_ever(grant, afhir):
     assert repr(afhir) == "<AsyncFHIRClient: https://ehr.example.org>"
     with pytest.raises(AttributeError):
         afhir.no_such_name  # noqa: B018
-
-
-@pytest.mark.parametrize("is_canceled", [True, False])
-def test_canceled_call_requests_no_further_pages(is_canceled):
-    began, may_answer = threading.Event(), threading.Event()
-    urls: list[str] = []
-
-    def send(request):
-        urls.append(request.url)
-        began.set()
-        may_answer.wait(10)
-        number = len(urls)
-        url = f"?p={number}" if number < 5 else None
-        return respond(bundle(observation(number), next_url=url))
-
-    async def main(executor):
-        afhir = AsyncFHIRClient(Grant(send=send).client, executor=executor)
-        task = asyncio.ensure_future(afhir.search("Observation"))
-        await asyncio.to_thread(began.wait, 10)
-        if is_canceled:
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        may_answer.set()
-        if not is_canceled:
-            assert len(await task) == 5
-
-    with ThreadPoolExecutor(1) as executor:
-        asyncio.run(main(executor))
-    assert len(urls) == (1 if is_canceled else 5)
-
-
-def test_canceled_call_is_not_repeated_after_a_pause():
-    waiting, may_go_on = threading.Event(), threading.Event()
-    urls: list[str] = []
-
-    def send(request):
-        urls.append(request.url)
-        return respond(b"", 503, **{"Retry-After": "1"})
-
-    def wait(seconds):
-        waiting.set()
-        may_go_on.wait(10)
-
-    async def main(executor):
-        client = Grant(send=send, sleep=wait).client
-        task = asyncio.ensure_future(
-            AsyncFHIRClient(client, executor=executor).read("Patient", "p-1")
-        )
-        await asyncio.to_thread(waiting.wait, 10)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        may_go_on.set()
-
-    with ThreadPoolExecutor(1) as executor:
-        asyncio.run(main(executor))
-    assert len(urls) == 1
 
 
 def test_search_is_awaited_and_iterate_is_for_async_for(grant, afhir):

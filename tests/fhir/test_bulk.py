@@ -63,9 +63,6 @@ def test_export_is_waited_for_and_read(fhir, ehr, pauses):
     ]
     assert [found["id"] for found in export] == list(ehr.data["Patient"])
     assert pauses == [7, 7, 7]
-    assert [(file.type, file.count) for file in export.files] == [
-        ("Patient", len(ehr.data["Patient"]))
-    ]
     assert datetime.fromisoformat(export.transaction_time).tzinfo is not None
     assert list(export.problems()) == []
     export.delete()
@@ -111,15 +108,6 @@ def test_deletions_since_then_are_an_iterator_of_their_own(fhir, ehr):
     assert list(export.deleted()) == [f"Observation/{gone}"]
     assert [found["id"] for found in export] == [kept]
     assert list(fhir.export().deleted()) == []
-
-
-def test_kick_off_by_post_has_its_parameters_in_the_body(fhir, ehr):
-    since = datetime(2026, 1, 1, tzinfo=UTC)
-    export = fhir.export(types=["Patient", "Observation"], since=since, by_post=True)
-    request = ehr.requests_to("fhir")[-1]
-    assert (request.method, dict(request.query)) == ("POST", {})
-    by_get = fhir.export(types=["Patient", "Observation"], since=since)
-    assert list(export) == list(by_get)
 
 
 def test_problems_are_beside_the_files(fhir, ehr):
@@ -194,7 +182,6 @@ def test_lines_may_be_cut_anywhere():
 )
 def test_server_writes_no_text_into_the_audit_trail(name):
     odd = Odd([line(1), b"none\n"], output=[{"type": name, "url": FILE}])
-    assert [file.type for file in odd.export.files] == [""]
     with pytest.raises(MalformedFHIRResponseError) as caught:
         ids(odd.export)
     assert "of the export is not" in str(caught.value)
@@ -295,25 +282,21 @@ KICK_OFF = "$export?_outputFormat=application%2Ffhir%2Bndjson"
 
 
 @pytest.mark.compliance("FHIR-02")
-def test_export_whose_status_is_outside_can_be_cancelled_and_gone_on_with(grant):
+def test_export_whose_status_is_outside_can_be_gone_on_with(grant):
     status = "https://ehr.example.org/bulkstatus/1"
     grant.server.on(KICK_OFF, respond(b"", 202, content_location="/bulkstatus/1"))
     grant.server.on(status, respond(b"", 202))
-    with pytest.raises(BearerBoundaryError, match="bearer_boundary") as caught:
-        grant.client.export()
-    export = caught.value.export
-    assert export.state["status_url"] == status
-    with pytest.raises(BearerBoundaryError):
-        export.poll()
+    export = grant.client.export()
+    for use in (export.poll, export.delete, lambda: next(iter(export))):
+        with pytest.raises(BearerBoundaryError, match="bearer_boundary"):
+            use()
     assert len(grant.server.requests) == 1
-    export.delete()
-    assert grant.server.requests[-1].method == "DELETE"
-    assert grant.server.bearers[-1] is None
     # Once the column says that the whole origin is the server's.
     grant.client.boundary = "origin"
     resumed = grant.client.resume_export(export.state)
     assert resumed.poll() == 1
     resumed.delete()
+    assert grant.server.requests[-1].method == "DELETE"
     assert grant.server.bearers[-2:] == [f"Bearer {TOKEN}"] * 2
     grant.server.on(status, respond({}, 401))
     with pytest.raises(FHIRStatusError):
@@ -526,7 +509,7 @@ def test_types_of_an_export_are_a_list(grant):
 
 def test_line_that_is_no_resource_is_told_by_its_number():
     odd = Odd([line(1) + b'{"c4nary": 1}\n'])
-    with pytest.raises(MalformedFHIRResponseError, match="line 2 of a file of Patient"):
+    with pytest.raises(MalformedFHIRResponseError, match="line 2 of a file"):
         ids(odd.export)
 
 

@@ -13,7 +13,6 @@ from django.contrib.auth import get_user_model
 from django.test import TestCase
 from django.test.utils import override_script_prefix
 
-from django_smart import transport
 from django_smart.clients import backend_client_for, fhir_client_for
 from django_smart.models import ClientRegistration, Identity, Launch
 from django_smart.testing import EHRSimulator
@@ -286,22 +285,6 @@ def test_view_of_a_page_in_the_launch_is_known(
     launched_client: Callable[..., SMARTClient],
 ) -> None:
     assert launched_client().get("/whoami/").resolver_match.view_name == "whoami"
-
-
-def test_capabilities_are_those_of_the_mounted_ehr(
-    launched_client: Callable[..., SMARTClient],
-) -> None:
-    launch = launched_client().smart_launch
-    assert launch is not None
-    fhir = fhir_client_for(grant=launch.grant)
-    fhir.capabilities()
-    with mounted_ehr() as other:
-        fhir.capabilities()
-        fhir.capabilities()
-    assert len(other.requests_to("metadata")) == 1
-    with transport.mounted("https://ehr.example.org", other.adapter()):
-        fhir.capabilities()
-    assert len(other.requests_to("metadata")) == 2
 
 
 @pytest.mark.django_db(transaction=True)
