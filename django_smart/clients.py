@@ -32,6 +32,7 @@ from .models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from .protocol.scopes import ScopeSet
 from .servers.http import EHRTransport
 from .signals import fhir_request_finished
+from .tracing import span
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -318,6 +319,18 @@ class _Observer:
 
     def on_request(self, exchange: FHIRExchange) -> None:
         grant, launch = self._get_grant(), self._launch
+        status = exchange.status_code
+        refused = str(status) if status and status >= 400 else ""
+        with span(
+            f"fhir {exchange.interaction}",
+            seconds=exchange.duration,
+            server=grant.registration.server.slug if grant is not None else "",
+            interaction=exchange.interaction,
+            resource_type=exchange.resource_type,
+            status_code=status,
+            error=exchange.error_code or refused,
+        ):
+            pass
         if _audit.isEnabledFor(logging.INFO):
             self._note(exchange, grant)
         fhir_request_finished.send(

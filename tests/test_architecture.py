@@ -28,7 +28,7 @@ _BELOW: Mapping[str, tuple[str, ...]] = {
     "edges": ("error_pages",),
     "contrib": ("edges",),
 }
-_GROUND = {"conf", "fields", "redaction", "signals"}
+_GROUND = {"conf", "fields", "redaction", "signals", "tracing"}
 # Everything that is not a room of its own: the names users import, and the edges.
 _EDGES = {
     "admin",

@@ -62,8 +62,8 @@ def test_version_is_written_in_one_place(tracked, setup_cfg):
 def test_extras_are_the_promised_ones(setup_cfg):
     extras = set(setup_cfg["options.extras_require"])
     assert extras == {
-        *("brands", "dev", "docs", "drf", "example", "mariadb", "prometheus"),
-        *("records", "testing"),
+        *("brands", "dev", "docs", "drf", "example", "mariadb", "otel"),
+        *("prometheus", "records", "testing"),
     }
 
 

@@ -19,6 +19,7 @@ from django_smart.exceptions import (
     ForeignPatientError,
     InsecureURLError,
     MalformedFHIRResponseError,
+    SMARTError,
 )
 from django_smart.fhir.adapters import FHIRSession
 from django_smart.fhir.compartment import Record, find_missing_scope, is_shared
@@ -333,6 +334,9 @@ class FHIRConnection:
         started = time.monotonic()
         try:
             yield told
+        except SMARTError as exc:
+            told.error_code = exc.code
+            raise
         finally:
             if self._observer is not None:
                 exchange = FHIRExchange(
@@ -341,6 +345,7 @@ class FHIRConnection:
                     status_code=told.status_code,
                     duration=time.monotonic() - started,
                     request_id=request_id,
+                    error_code=told.error_code,
                 )
                 self._observer.on_request(exchange)
 
@@ -522,12 +527,13 @@ def refuse_in_event_loop() -> None:
 
 
 class _Told:
-    """A reported request, with its status."""
+    """A reported request, with its status or error."""
 
     def __init__(self, request: HTTPRequest, request_id: str) -> None:
         self.request = request
         self.request_id = request_id
         self.status_code: int | None = None
+        self.error_code = ""
 
 
 def _authorize(request: HTTPRequest, access_token: HiddenText) -> HTTPRequest:

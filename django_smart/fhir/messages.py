@@ -103,6 +103,7 @@ class FHIRExchange:
         status_code: status of the response; ``None`` without a response.
         duration: seconds, including a refresh and a retry.
         request_id: value of ``X-Request-Id``.
+        error_code: code of the error without a whole response; empty if there is one.
     """
 
     interaction: str
@@ -110,6 +111,7 @@ class FHIRExchange:
     status_code: int | None
     duration: float
     request_id: str = ""
+    error_code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from django.db import DatabaseError, router, transaction
 
 from ..exceptions import ContextChangedError, TokenResponseError
 from ..models import RefreshCount, TokenGrant
+from ..tracing import span
 from .separate_connection import is_in_transaction
 
 __all__ = [
@@ -56,6 +57,17 @@ class Outcomes:
         before, total = self._counts.get((code, bucket), (0, 0.0))
         self._counts[code, bucket] = (before + number, total + (seconds or 0.0))
 
+    def add_refresh(
+        self, grant: TokenGrant, code: str, *, seconds: float | None
+    ) -> None:
+        """Count the refresh of *grant*, and trace it if a request was sent."""
+        self.add(code, seconds=seconds)
+        if seconds is not None:
+            error = "" if code == SUCCESS else code
+            server = grant.registration.server.slug
+            with span("smart refresh", seconds=seconds, server=server, error=error):
+                pass
+
     def write(self) -> None:
         """Add them to those of the other processes."""
         # In order, so that no two processes wait for each other.
@@ -77,7 +89,7 @@ class Outcomes:
 def count_refresh(grant: TokenGrant, code: str, *, seconds: float) -> None:
     """Count a refresh that was not part of a turn."""
     outcomes = Outcomes(grant.registration.server_id)
-    outcomes.add(code, seconds=seconds)
+    outcomes.add_refresh(grant, code, seconds=seconds)
     outcomes.write()
 
 

@@ -503,7 +503,8 @@ class _Turn:
             self._fail(grant, exc)
 
     def _count(self, grant: TokenGrant, code: str) -> None:
-        self._outcomes.add(code, seconds=self._seconds.pop(grant.pk, None))
+        seconds = self._seconds.pop(grant.pk, None)
+        self._outcomes.add_refresh(grant, code, seconds=seconds)
 
     def _fail(self, grant: TokenGrant, error: Exception) -> None:
         self.failed += 1

@@ -55,6 +55,7 @@ from ..servers.discovery import (
 )
 from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token, get_access_token_claims
+from ..tracing import span
 from .browser import Browser, forget_ended, get_browser, make_secret
 from .failure import build_used_error, fail_launch
 from .held import (
@@ -450,7 +451,10 @@ def _exchange_code(
             launch.registration, token_endpoint=token_endpoint
         ),
     )
-    response = send(request, server=launch.registration.server)
+    server = launch.registration.server
+    with span("smart token request", server=server.slug) as traced:
+        response = send(request, server=server)
+        traced["status_code"] = response.status_code
     now = timezone.now()
     try:
         return process_token_response(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from django.contrib.auth.decorators import login_not_required
 from django.db import connections, transaction
-from django.http import HttpRequest, HttpResponseForbidden
+from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.http.response import HttpResponseBase
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -22,6 +22,7 @@ from ..error_pages import Retry, harden, render_error
 from ..exceptions import LaunchRequestError, SMARTError
 from ..models import ClientRegistration, Launch
 from ..redaction import hide_parameters
+from ..tracing import span
 
 __all__ = [
     "ProtocolView",
@@ -55,11 +56,13 @@ class ProtocolView(View):
             organization.
         kind: how the launch started, for advice that differs.
         launch: set if there is one that this browser may know of.
+        span_name: for traces; empty for views that are not traced.
     """
 
     registration: ClientRegistration | None = None
     launch: Launch | None = None
     kind = ""
+    span_name = ""
 
     # Reached before anyone is signed in, because a launch is the way to sign in.
     @login_not_required
@@ -77,24 +80,36 @@ class ProtocolView(View):
         ):
             # Nobody has clicked yet.  Not 503, which Django reports as an error.
             return harden(HttpResponseForbidden())
-        try:
-            return super().dispatch(request, *args, **kwargs)
-        except SMARTError as exc:
-            retry, extra = self.get_retry(exc), self.get_error_context(exc)
-            # Django logs what a template lacks, with the request it was given.
-            hide_parameters(request)
-            return render_error(
-                request,
-                exc,
-                retry=retry,
-                server_name=self.registration.server.name if self.registration else "",
-                kind=self.kind,
-                launch=self.launch,
-                extra=extra,
-            )
-        except Exception:
-            hide_parameters(request)
-            raise
+        with span(self.span_name) as traced:
+            try:
+                return super().dispatch(request, *args, **kwargs)
+            except SMARTError as exc:
+                traced["error"] = exc.code
+                return self._render_error(request, exc)
+            except Exception:
+                hide_parameters(request)
+                raise
+            finally:
+                registration = self.registration
+                if self.launch is not None:
+                    registration = self.launch.registration
+                    traced["deviations"] = [code for code, _ in self.launch.deviations]
+                if registration is not None:
+                    traced["server"] = registration.server.slug
+
+    def _render_error(self, request: HttpRequest, error: SMARTError) -> HttpResponse:
+        retry, extra = self.get_retry(error), self.get_error_context(error)
+        # Django logs what a template lacks, with the request it was given.
+        hide_parameters(request)
+        return render_error(
+            request,
+            error,
+            retry=retry,
+            server_name=self.registration.server.name if self.registration else "",
+            kind=self.kind,
+            launch=self.launch,
+            extra=extra,
+        )
 
     # Hooks for subclasses
 

@@ -126,6 +126,7 @@ class LaunchView(ProtocolView):
 
     http_method_names = ["get", "head", "options"]
     kind = Launch.Kind.EHR
+    span_name = "smart launch"
 
     def get(self, request: HttpRequest, launch_slug: str = "") -> HttpResponse:
         """Send the browser to the EHR's authorization endpoint."""
@@ -168,6 +169,7 @@ class LoginView(ProtocolView):
 
     http_method_names = ["get", "head", "options", "post"]
     kind = Launch.Kind.STANDALONE
+    span_name = "smart launch"
 
     def get(self, request: HttpRequest) -> HttpResponse:
         """Choose, confirm or go."""
@@ -436,6 +438,7 @@ class CallbackView(_CompletingView):
     # Not HEAD, which link checkers and mail filters send: a state is used once.
     http_method_names = ["get", "options"]
     callback_id = ""
+    span_name = "smart callback"
 
     def get(self, request: HttpRequest, callback_id: str = "") -> HttpResponse:
         """Complete the launch, sign in if it is for that, and go to its page."""
@@ -535,6 +538,7 @@ class DecideView(_CompletingView):
 
     # Not HEAD: a launch whose user has signed in goes on.
     http_method_names = ["get", "options", "post"]
+    span_name = "smart decision"
 
     def get(self, request: HttpRequest, key: str) -> HttpResponse:
         """Ask, or go on if the launch's user has signed in meanwhile."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from django.core.checks import run_checks
 from django.shortcuts import render
 from django.template import engines
 from django.test import Client, RequestFactory
-from django.urls import include, path
+from django.urls import include, path, reverse
 from django.utils import timezone
 from gunicorn.config import Config
 from kombu.transport.redis import Channel as RedisChannel
@@ -264,7 +265,7 @@ def test_keep_access_fresh(ehr: EHRSimulator):
 
 
 def test_monitor(settings, monkeypatch, put_urls, registration: ClientRegistration):
-    urls, answer, install, app, logs = read_blocks("how-to/monitor.rst")
+    urls, answer, install, app, *traces, logs = read_blocks("how-to/monitor.rst")
     monkeypatch.setenv("HEALTH_TOKEN", "a token of the monitor's")
     put_urls(execute(urls)["urlpatterns"])
     page = Client().get(
@@ -281,6 +282,15 @@ def test_monitor(settings, monkeypatch, put_urls, registration: ClientRegistrati
     clinic.ready()
     (collector,) = set(REGISTRY._collector_to_names) - known
     REGISTRY.unregister(collector)
+
+    install_traces, exclude = traces
+    assert install_traces.commands == [["pip", "install", "django-smart[otel]"]]
+    (_, assignment), _ = exclude.commands
+    excluded = assignment.partition("=")[2].split(",")
+    for name in ("launch", "login"):
+        assert any(
+            re.search(each, reverse(f"django_smart:{name}")) for each in excluded
+        )
 
     apply(settings, logs)
     formatter = settings.LOGGING["formatters"]["fields"]

@@ -61,6 +61,7 @@ from tests.known import BY_POST
 from tests.launches.forms import Form
 from tests.processes import ExampleSite, wait_for
 from tests.redaction.reporting import ADMINS, redacted_reports
+from tests.spans import recording_spans
 
 FAILING_REDIRECT_URI = f"{SITE}/failing-callback/"
 EVERYTHING = "patient/Patient.rs patient/Observation.rs offline_access"
@@ -123,6 +124,7 @@ def test_nothing_secret_gets_out(
         canaries.watching_answers(ehr),
         everywhere.logging_everything(),
         redacted_reports(include_html=True),
+        recording_spans() as spans,
     ):
         journey = Journey(ehr, everywhere, settings)
         journey.launch_and_use()
@@ -135,7 +137,7 @@ def test_nothing_secret_gets_out(
         journey.leave()
     canaries.learn(ehr)
     assert canaries.names == KINDS
-    places = everywhere.read()
+    places = everywhere.read() | {"spans": "\n".join(one.to_json() for one in spans)}
     for logger in ("django.db.backends", "django.request", "django_smart.launches"):
         assert logger in places["logs"]
     check(canaries, places)

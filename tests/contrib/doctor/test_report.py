@@ -30,6 +30,7 @@ from django_smart.testing.simulator.faults import FAULTS
 from django_smart.testing.simulator.faults.registry import Fault
 from tests.ehr import PATIENT, get_callback, launch, make_browser, start_login
 from tests.faults import LAUNCH_EXCHANGES, REFUSED, named
+from tests.spans import recording_spans
 
 pytestmark = pytest.mark.django_db
 
@@ -427,20 +428,25 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_canary_in_any_place_of_any_message_is_in_no_report_or_log_line(
+def test_canary_in_any_place_of_any_message_is_in_no_report_log_or_span(
     ehr: EHRSimulator,
     registration: ClientRegistration,
     caplog: pytest.LogCaptureFixture,
     place: str,
 ) -> None:
     caplog.set_level(logging.DEBUG, "django_smart")
-    for value in VALUES:
-        PLACES[place](ehr, value)
-        try_launch(ehr)
-        ehr.interceptors.clear()
-        ehr.faults.clear()
+    with recording_spans() as spans:
+        for value in VALUES:
+            PLACES[place](ehr, value)
+            try_launch(ehr)
+            ehr.interceptors.clear()
+            ehr.faults.clear()
     server = FHIRServer.objects.get(pk=registration.server_id)
     rows = Launch.objects.values_list("deviations", "error_code")
     log = [one.getMessage() for one in caplog.records if "django_smart" in one.name]
-    shown = "\n".join([render_report(read_report(server)), json.dumps([*rows]), *log])
+    traced = [span.to_json() for span in spans]
+    assert len(traced) >= len(VALUES)
+    shown = "\n".join(
+        [render_report(read_report(server)), json.dumps([*rows]), *log, *traced]
+    )
     assert CANARY not in shown.lower()
