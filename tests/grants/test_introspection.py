@@ -135,16 +135,6 @@ def test_token_is_neither_logged_nor_stored_elsewhere(
 # Our own grants
 
 
-@both_modes
-def test_grant_that_is_fine_stays_as_it_is(
-    ehr: EHRSimulator, grant: TokenGrant, mode: str
-) -> None:
-    set_mode(mode)
-    assert introspect_grant(reload_grant(grant.pk)).active
-    stored = reload_grant(grant.pk)
-    assert (stored.status, stored.expires_at) == ("active", grant.expires_at)
-
-
 @pytest.mark.compliance("INTRO-04", "REF-13")
 @both_modes
 def test_dead_token_is_refreshed_before_its_next_use(
@@ -250,22 +240,6 @@ def test_what_it_changes_is_not_rolled_back_with_the_caller(
     assert [each["error_code"] for each in lost] == ["context_changed"]
 
 
-@_COMMITTED
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
-def test_caller_that_has_locked_the_grant_ends_it_in_its_own_transaction(
-    ehr: EHRSimulator,
-) -> None:
-    make_registration()
-    opened = connect(make_browser(), ehr)
-    answer(ehr, PATH, patient="another")
-    with transaction.atomic():
-        grant = TokenGrant.objects.select_for_update().get()
-        with pytest.raises(ContextChangedError):
-            introspect_grant(grant)
-    assert reload_grant(grant.pk).status == "revoked"
-    assert Launch.objects.get(pk=opened.pk).status == "ended"
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -310,22 +284,3 @@ def test_server_says_how_it_wants_to_be_asked(
     assert introspect_grant(reload_grant(grant.pk)).active
     (request,) = ehr.requests_to("introspect")
     assert request.headers["Authorization"].startswith(f"{expected} ")
-
-
-def test_subject_that_is_a_number_is_the_same_person(
-    ehr: EHRSimulator, grant: TokenGrant
-) -> None:
-    Identity.objects.update(subject="7")
-    ehr.faults.add("introspect_number_sub")
-    assert introspect_grant(reload_grant(grant.pk)).subject == "7"
-
-
-def test_style_of_an_insecure_host_is_kept_where_it_may_be(
-    ehr: EHRSimulator, grant: TokenGrant, settings: Any
-) -> None:
-    url = "http://127.0.0.1/style.json"
-    answer(ehr, PATH, smart_style_url=url)
-    for hosts, expected in ([], None), (["127.0.0.1"], url):
-        settings.SMART_INSECURE_HTTP_HOSTS = hosts
-        answered = introspect_grant(reload_grant(grant.pk))
-        assert answered.context.smart_style_url == expected
