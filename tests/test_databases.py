@@ -125,8 +125,6 @@ def test_suite_on_mariadb(suites: dict[str, _Suite]) -> None:
     "module",
     [
         pytest.param("tests/test_picker.py", id="search of large tables"),
-        pytest.param("tests/grants/test_due_plans.py", id="a million grants"),
-        pytest.param("tests/grants/test_refresh_processes.py", id="races"),
         pytest.param("tests/adversary", id="a hostile server"),
     ],
 )

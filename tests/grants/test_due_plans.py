@@ -134,14 +134,6 @@ def test_turn_among_many_grants_reads_those_that_are_due(
     _check_few(registration, 20_000)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_turn_among_a_million_grants_reads_those_that_are_due(
-    registration: ClientRegistration,
-) -> None:
-    _check_few(registration, 1_000_000)
-
-
 def _check_backlog(registration: ClientRegistration, number: int) -> None:
     _fill(registration, number, are_due=True)
     for sql in _find(registration, _MOST_READ):
@@ -158,12 +150,3 @@ def test_turn_among_many_due_grants_sorts_nothing(
     registration: ClientRegistration,
 ) -> None:
     _check_backlog(registration, 100_000)
-
-
-@_POSTGRESQL
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_turn_among_a_million_due_grants_sorts_nothing(
-    registration: ClientRegistration,
-) -> None:
-    _check_backlog(registration, 1_000_000)

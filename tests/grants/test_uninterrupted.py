@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
+from django.core.management import execute_from_command_line
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
@@ -25,6 +23,8 @@ from django_smart.servers.discovery import get_configuration
 from django_smart.testing import EHRSimulator
 from tests.factories import make_grants, reload_grant
 from tests.grants.working import refresh_grants
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 @pytest.fixture
@@ -232,43 +232,24 @@ def test_only_tokens_wait_for_the_database_of_a_process_that_ends(
     assert len(tried) == tries
 
 
-@pytest.mark.process
+@pytest.mark.django_db(transaction=True)
 def test_smart_refresh_that_is_asked_to_end_stores_what_arrives(
-    tmp_path: Path,
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    code = """
-import os, signal, sys
-import django
-django.setup()
-from django.core.management import call_command, execute_from_command_line
-from django.db import connection
-from django_smart import transport
-from django_smart.testing import EHRSimulator
-from tests.factories import make_grants, make_registration
-from tests.known import BASE_URL, CLIENT_ID, CLIENT_SECRET
-from tests.grants.test_uninterrupted import _count_lost
-call_command("migrate", verbosity=0)
-ehr = EHRSimulator(BASE_URL)
-ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
-with transport.mounted("https://ehr.example.org", ehr.adapter()):
-    make_grants(ehr, make_registration(), 1)
-    ehr.on_request = lambda _: (
-        os.kill(os.getpid(), signal.SIGTERM) if ehr.requests_to("refresh") else None
-    )
+    make_grants(ehr, registration, 1)
+    handlers = {each: signal.getsignal(each) for each in _ENDING}
+
+    def end(_: object) -> None:
+        if ehr.requests_to("refresh"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ehr.on_request = end
     try:
-        execute_from_command_line(["manage.py", "smart_refresh"])
-    except SystemExit as exc:
-        print(exc.code, len(ehr.requests_to("refresh")), _count_lost(ehr))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ
-        | {
-            "DJANGO_SETTINGS_MODULE": "tests.settings",
-            "DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.splitlines()[-1:] == ["143 1 0"], done.stderr
+        with pytest.raises(SystemExit) as ended:
+            execute_from_command_line(["manage.py", "smart_refresh"])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 143
+    assert len(ehr.requests_to("refresh")) == 1
+    assert _count_lost(ehr) == 0
