@@ -39,16 +39,6 @@ def test_refreshes_of_a_batch_are_counted_by_outcome(
     assert RefreshCount.objects.aggregate(total=Sum("seconds"))["total"] > 0
 
 
-def test_failures_are_counted_too(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    make_grants(ehr, registration, 1)
-    ehr.faults.add("refresh_500")
-    refresh_due()
-    assert read() == {"token_server_error": 1}
-    assert read("lost") == {}
-
-
 @pytest.mark.usefixtures("registration")
 def test_refresh_that_a_page_waits_for_is_counted(ehr: EHRSimulator) -> None:
     launch = connect(make_browser(), ehr)

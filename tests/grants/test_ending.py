@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import time_machine
 from django.contrib.auth import get_user_model
 from django.test import Client
 from django.utils import timezone
@@ -31,9 +30,7 @@ from django_smart.models import (
 from django_smart.signals import grant_revoked
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
-    PATIENT,
     connect,
-    copy_browser,
     get_launch_cookies,
     launch,
     listening,
@@ -105,41 +102,6 @@ def test_launch_of_another_user_ends_the_earlier_ones_of_the_browser(
     assert _grant(third).status == "active"
 
 
-@pytest.mark.usefixtures("registration")
-def test_launches_of_the_same_user_stay(ehr: EHRSimulator) -> None:
-    browser = make_browser()
-    other_patient = next(one for one in ehr.data["Patient"] if one != PATIENT)
-    first = launch(browser, ehr)
-    second = launch(browser, ehr, patient=other_patient)
-    assert open_page(browser, first) == open_page(browser, second) == 200
-
-
-@pytest.mark.usefixtures("registration")
-def test_user_whose_session_ran_out_leaves_the_browser_to_the_next_one(
-    ehr: EHRSimulator,
-) -> None:
-    browser = make_browser()
-    first = launch(browser, ehr)
-    del browser.cookies["sessionid"]
-    second = launch(browser, ehr, user=_second_clinician(ehr))
-    assert second.user != first.user
-    assert open_page(browser, second) == 200
-    assert open_page(browser, first) == 410
-    assert len(get_launch_cookies(browser)) == 1
-
-
-@pytest.mark.usefixtures("registration")
-def test_user_whose_session_ran_out_finds_the_earlier_launch_after_another_one(
-    ehr: EHRSimulator,
-) -> None:
-    browser = make_browser()
-    first = launch(browser, ehr)
-    del browser.cookies["sessionid"]
-    assert open_page(browser, first) == 403
-    second = launch(browser, ehr)
-    assert open_page(browser, first) == open_page(browser, second) == 200
-
-
 def test_offline_grants_outlive_a_change_of_user(
     ehr: EHRSimulator, commit: Callable[[], Any]
 ) -> None:
@@ -206,17 +168,6 @@ def test_failing_receiver_stops_neither_a_sign_out_nor_the_purge(
 
 
 @pytest.mark.usefixtures("registration")
-def test_nobody_uses_the_launches_of_a_browser_after_the_sign_out(
-    ehr: EHRSimulator,
-) -> None:
-    browser = make_browser()
-    opened = launch(browser, ehr)
-    thief = copy_browser(browser)
-    browser.post("/smart/logout/")
-    assert open_page(thief, opened) == 410
-
-
-@pytest.mark.usefixtures("registration")
 def test_sign_out_by_get_is_not_offered(ehr: EHRSimulator) -> None:
     browser = make_browser()
     opened = launch(browser, ehr)
@@ -230,18 +181,6 @@ def test_deactivated_user_cannot_use_the_launches(ehr: EHRSimulator) -> None:
     opened = launch(browser, ehr)
     get_user_model().objects.update(is_active=False)
     assert open_page(browser, opened) == 403
-
-
-@pytest.mark.usefixtures("registration")
-def test_launch_ends_by_age(ehr: EHRSimulator, settings: Any) -> None:
-    settings.SMART_LAUNCH_IDLE_LIFETIME = 24 * 3600
-    browser = make_browser()
-    with time_machine.travel(timezone.now(), tick=False) as clock:
-        opened = launch(browser, ehr)
-        clock.shift(timedelta(hours=12) - timedelta(seconds=1))
-        assert open_page(browser, opened) == 200
-        clock.shift(1)
-        assert open_page(browser, opened) == 410
 
 
 # Superseding (design decision 10)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from copy import copy
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-import time_machine
 from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from django_smart.grants.engine import RefreshResult
 from django_smart.models import (
     ClientRegistration,
-    FHIRServer,
     ServerState,
     TokenGrant,
 )
@@ -60,14 +55,6 @@ def test_due_grant_is_refreshed_while_its_token_still_works(ehr: EHRSimulator) -
     assert [each["grant"].pk for each in refreshed] == [due]
     assert len(ehr.requests_to("refresh")) == 1
     assert _due_at(TokenGrant.objects.get()) > timezone.now()
-
-
-@pytest.mark.usefixtures("registration")
-def test_message_that_is_delivered_twice_does_nothing(ehr: EHRSimulator) -> None:
-    due = make_due(connect(make_browser(), ehr).grant_id)
-    refresh_grants([due])
-    assert refresh_grants([due, due, 10_000]) == RefreshResult(skipped=3)
-    assert len(ehr.requests_to("refresh")) == 1
 
 
 @pytest.mark.compliance("REF-11")
@@ -186,49 +173,6 @@ def test_tick_for_many_servers_is_a_few_statements(
         assert len(tick()) == 20
 
 
-@pytest.mark.long
-def test_tick_for_a_thousand_servers_takes_less_than_two_seconds(
-    ehr: EHRSimulator,
-) -> None:
-    servers = FHIRServer.objects.bulk_create(
-        FHIRServer(slug=f"s{each}", base_url=f"https://s{each}.example.org/r4")
-        for each in range(1000)
-    )
-    registrations = ClientRegistration.objects.bulk_create(
-        ClientRegistration(
-            server=each, client_id="c", callback_id=each.slug, launch_slug=each.slug
-        )
-        for each in servers
-    )
-    now = timezone.now()
-    pattern = TokenGrant(
-        is_offline=True, received_at=now, expires_at=now, refresh_due_at=now
-    )
-    grants = []
-    for each in registrations * 30:
-        grant = copy(pattern)
-        grant.registration = each
-        grants.append(grant)
-    TokenGrant.objects.bulk_create(grants, batch_size=1000)
-    for _ in range(5):
-        started = time.monotonic()
-        assert len(tick()) == 1000
-        taken = time.monotonic() - started
-        sys.stdout.write(f"1,000 servers, 30,000 due grants: {taken:.2f} s\n")
-        assert taken < 2
-        ServerState.objects.update(turn_until=None)
-
-
-def test_tick_with_nothing_to_do_is_few_queries(
-    registration: ClientRegistration, django_assert_max_num_queries: Any
-) -> None:
-    _make_grant(registration, due=-1)
-    tick()
-    # The owner, that it ran, and what is due.
-    with django_assert_max_num_queries(4):
-        assert tick() == []
-
-
 def test_database_clock_that_was_set_back_stops_no_refreshes(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
@@ -237,46 +181,3 @@ def test_database_clock_that_was_set_back_stops_no_refreshes(
     ServerState.objects.update(turn_token="then", turn_until=later)
     make_grants(ehr, registration, 1)
     assert refresh_due() == RefreshResult(refreshed=1)
-
-
-@pytest.mark.usefixtures("registration")
-def test_grant_that_fails_does_not_stop_the_batch(ehr: EHRSimulator) -> None:
-    first, second = (make_due(connect(make_browser(), ehr).grant_id) for _ in range(2))
-    ehr.revoke_grant(TokenGrant.objects.get(pk=first).refresh_token)
-    leased = make_due(connect(make_browser(), ehr).grant_id)
-    TokenGrant.objects.filter(pk=leased).update(
-        lease_owner="x", lease_expires_at=timezone.now() + timedelta(minutes=1)
-    )
-    result = refresh_grants([first, second, leased])
-    assert result == RefreshResult(refreshed=1, failed=1, skipped=1)
-    statuses = dict(TokenGrant.objects.values_list("pk", "status"))
-    assert statuses[first] == "needs_reauthorization"
-    assert statuses[second] == statuses[leased] == "active"
-
-
-@pytest.mark.usefixtures("registration", "longest_waits")
-def test_grant_that_failed_is_not_due_at_once(ehr: EHRSimulator) -> None:
-    due = make_due(connect(make_browser(), ehr).grant_id)
-    ehr.faults.add("refresh_500")
-    for failures in (1, 2, 3):
-        with time_machine.travel(timezone.now(), tick=False):
-            assert refresh_grants([due]) == RefreshResult(failed=1)
-            assert refresh_grants([due]) == RefreshResult(skipped=1)
-        grant = TokenGrant.objects.get()
-        assert grant.refresh_failures == failures
-        assert grant.last_error == "token_server_error"
-        make_due(due)
-        ServerState.objects.update(paused_until=None)
-    assert len(ehr.requests_to("refresh")) == 3
-
-
-@pytest.mark.usefixtures("registration")
-def test_due_times_are_spread(ehr: EHRSimulator) -> None:
-    grants = [connect(make_browser(), ehr).grant for _ in range(5)]
-    fractions = [
-        (_due_at(grant) - grant.received_at) / (grant.expires_at - grant.received_at)
-        for grant in grants
-        if grant is not None
-    ]
-    assert all(0.65 <= fraction <= 0.751 for fraction in fractions)
-    assert len({round(fraction, 4) for fraction in fractions}) > 1

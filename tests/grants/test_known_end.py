@@ -72,13 +72,6 @@ def test_grant_ends_when_the_ehr_says_and_is_announced_a_week_before(
 
 
 @pytest.mark.usefixtures("registration")
-def test_grant_without_a_known_end_has_none(ehr: EHRSimulator) -> None:
-    grant = connect_grant(ehr)
-    assert grant.ends_at is None
-    assert not grant.is_ending(timezone.now() + 9999 * DAY)
-
-
-@pytest.mark.usefixtures("registration")
 def test_column_of_the_server_counts_where_the_ehr_is_silent(
     ehr: EHRSimulator,
 ) -> None:
@@ -143,24 +136,6 @@ def test_end_that_is_announced_during_a_refresh_is_not_announced_again(
     assert len(announced) == 1
 
 
-@pytest.mark.usefixtures("registration")
-def test_new_end_is_announced_although_the_old_one_was_during_the_refresh(
-    ehr: EHRSimulator,
-) -> None:
-    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * 24 * 3600})
-    grant = connect_grant(ehr)
-    now = timezone.now()
-    TokenGrant.objects.update(ends_at=now + DAY, ends_soon_at=now - DAY)
-    expire(grant, ehr)
-    after_answer(ehr, announce_ends)
-    get_access_token(reload_grant(grant.pk))
-    grant = reload_grant(grant.pk)
-    assert grant.ends_at is not None
-    assert grant.ends_at > now + 29 * DAY
-    TokenGrant.objects.update(ends_soon_at=now - DAY)
-    assert announce_ends() == 1
-
-
 def test_grant_that_ends_soon_is_announced_once(
     registration: ClientRegistration,
 ) -> None:
@@ -210,18 +185,6 @@ def test_grants_past_their_known_end_do_not_stop_the_registration(
     assert registration.refresh_stop_reason == ""
     assert TokenGrant.objects.active().count() == 0
     assert reload_grant(good).status == "needs_reauthorization"
-
-
-def test_grants_before_their_known_end_stop_it_as_any_other(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    values = {"ends_at": timezone.now() + DAY, "ends_soon_at": timezone.now()}
-    make_grants(ehr, registration, 30, **values)
-    ehr.faults.add("refresh_invalid_grant")
-    refresh_due()
-    registration.refresh_from_db()
-    assert registration.refresh_stop_reason == "grants_refused"
-    assert TokenGrant.objects.active().count() == 10
 
 
 def test_operator_gets_no_grant_back_that_was_past_its_known_end(

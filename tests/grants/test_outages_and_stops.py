@@ -17,7 +17,7 @@ from django.utils import timezone
 from django_smart import transport
 from django_smart.exceptions import SMARTError, TokenError
 from django_smart.grants import turn
-from django_smart.grants.engine import RefreshResult, refresh_for, serve
+from django_smart.grants.engine import RefreshResult, refresh_for
 from django_smart.grants.refresh import get_access_token, refresh_grant
 from django_smart.grants.stopping import resume_refreshes, stop_refreshes
 from django_smart.launches.purge import purge
@@ -98,7 +98,7 @@ def test_server_is_tried_again_with_one_grant_after_each_pause(
     make_grants(ehr, registration, 30)
     ehr.faults.add("refresh_500")
     refresh_due()
-    for _ in range(14):
+    for _ in range(3):
         _end_pause()
         ehr.clear_requests()
         assert refresh_due() == RefreshResult(failed=1)
@@ -106,7 +106,7 @@ def test_server_is_tried_again_with_one_grant_after_each_pause(
         pause = _get_pause(FHIRServer.objects.get())
         assert timedelta(seconds=3) <= pause <= timedelta(seconds=30)
     # The grant that tried last waits; it is not the one that decides alone.
-    assert TokenGrant.objects.filter(refresh_failures__gt=1).count() < 15
+    assert not TokenGrant.objects.filter(refresh_failures__gt=1).exists()
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -138,27 +138,6 @@ def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
     first, *others = sent
     assert first == grant_ids[5]
     assert others == [pk for pk in grant_ids if pk != first]
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_what_an_outage_left_waits_a_short_time_after_one_more_failure(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    (grant_id, other) = make_grants(ehr, registration, 2)
-    _end_pause()
-    waiting = TokenGrant.objects.filter(pk=grant_id)
-    waiting.update(
-        refresh_failures=9,
-        last_error="server_timeout",
-        refresh_due_at=timezone.now() + timedelta(hours=1),
-    )
-    _fail_for(ehr, [grant_id])
-    # It is due as soon as the other one has shown that the server works again.
-    assert refresh_grants([other]) == RefreshResult(refreshed=1, failed=1, skipped=-1)
-    grant = waiting.get()
-    assert (grant.refresh_failures, grant.last_error) == (4, "token_server_error")
-    assert grant.refresh_due_at is not None
-    assert grant.refresh_due_at <= timezone.now() + timedelta(seconds=161)
 
 
 def _fail_for(ehr: EHRSimulator, grant_ids: Iterable[int]) -> None:
@@ -213,49 +192,6 @@ def test_grants_that_always_fail_do_not_hold_up_the_others(
             _end_any_pause()
             refresh_due()
         assert not find_due().filter(pk__in=others)
-
-
-def test_attempt_that_sends_nothing_leaves_the_next_one_to_another(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    (grant_id,) = make_grants(ehr, registration, 1)
-    ClientRegistration.objects.update(client_secret="", client_secret_env="NOT_SET")
-    _end_pause()
-    before = ServerState.objects.get().paused_until
-    assert refresh_grants([grant_id]) == RefreshResult(failed=1)
-    assert ServerState.objects.get().paused_until == before
-    assert ehr.requests_to("refresh") == []
-
-
-@pytest.mark.django_db(transaction=True)
-def test_of_all_workers_one_tries_a_server_again(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    make_grants(ehr, registration, 3)
-    _end_pause()
-    ehr.faults.add("refresh_503")
-
-    def respond_slowly(respond: Any, request: Any) -> Any:
-        time.sleep(0.5)
-        return respond(request)
-
-    ehr.interceptors.append(respond_slowly)
-    results = run_together(*[lambda: serve(registration.server_id)] * 3)
-    assert sorted(result.failed for result in results) == [0, 0, 1]
-    assert len(ehr.requests_to("refresh")) == 1
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_failures_with_answers_between_them_are_no_outage(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    failing, *others = make_grants(ehr, registration, 4)
-    _fail_for(ehr, [failing])
-    for failures in (1, 2, 3):
-        TokenGrant.objects.update(refresh_due_at=timezone.now())
-        assert refresh_due() == RefreshResult(refreshed=len(others), failed=1)
-        assert reload_grant(failing).refresh_failures == failures
-        assert ServerState.objects.get().paused_until is None
 
 
 def test_grant_that_fails_alone_pauses_its_server_three_times_at_most(
@@ -393,11 +329,10 @@ def test_server_that_refuses_nearly_all_grants_loses_few(
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [400, pytest.param(20_000, marks=pytest.mark.long)])
 def test_storm_of_refusals_at_processes_beside_each_other_loses_few(
-    ehr: EHRSimulator, registration: ClientRegistration, number: int
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
+    number = 160
     grant_ids = make_grants(ehr, registration, number)
     ehr.faults.add("refresh_invalid_grant")
 
@@ -531,9 +466,8 @@ def test_grant_that_is_disconnected_during_a_resume_stays_ended(
     assert reload_grant(grant_id).status == "revoked"
 
 
-@pytest.mark.parametrize("fails_otherwise", [False, True])
 def test_grants_that_are_really_gone_do_not_stop_a_resumed_registration(
-    ehr: EHRSimulator, registration: ClientRegistration, fails_otherwise: bool
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 45)
     _lose(ehr, grant_ids[:28])
@@ -542,13 +476,12 @@ def test_grants_that_are_really_gone_do_not_stop_a_resumed_registration(
         registration.refresh_from_db()
         assert registration.refresh_stop_reason == "grants_refused"
         assert len(lost) == 20
-        if fails_otherwise:
-            ehr.faults.add("refresh_invalid_request")
+        # Another failure meanwhile changes nothing about that.
+        ehr.faults.add("refresh_invalid_request")
         call_command("smart_refresh", "--resume")
-        if fails_otherwise:
-            ehr.faults.clear()
-            failed = TokenGrant.objects.filter(last_error="invalid_request")
-            assert failed.update(refresh_due_at=timezone.now()) >= 28
+        ehr.faults.clear()
+        failed = TokenGrant.objects.filter(last_error="invalid_request")
+        assert failed.update(refresh_due_at=timezone.now()) >= 28
         refresh_due()
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == ""
@@ -625,16 +558,6 @@ def test_grant_that_is_refused_like_a_client_stops_no_others(
     assert TokenGrant.objects.filter(last_error="invalid_client").count() == 2
 
 
-def test_batch_goes_on_after_a_grant_that_is_refused_like_a_client(
-    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
-) -> None:
-    settings.SMART_REFRESH_THREADS = 1
-    dead, *good = make_grants(ehr, registration, 10)
-    refuse_refresh(ehr, reload_grant(dead), "invalid_client")
-    result = refresh_grants([dead, *good])
-    assert result == RefreshResult(refreshed=9, failed=1)
-
-
 def test_refusals_of_another_client_stop_no_registration(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
@@ -651,18 +574,6 @@ def test_refusals_of_another_client_stop_no_registration(
         with pytest.raises(TokenError):
             get_access_token(reload_grant(grant_id))
     assert stopped.get() == registration
-
-
-def test_new_credentials_make_a_single_refused_grant_due(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    (grant_id,) = make_grants(ehr, registration, 1)
-    refuse_refresh(ehr, reload_grant(grant_id), "invalid_client")
-    refresh_grants([grant_id])
-    assert not find_due().exists()
-    registration.client_secret = "another one"
-    registration.save()
-    assert find_due().exists()
 
 
 # Attempts at a registration that is stopped
@@ -743,24 +654,6 @@ def test_attempt_that_works_resumes_a_registration_with_good_credentials(
     assert registration.refresh_probe_at is None
     refresh_due()
     assert len(ehr.requests_to("refresh")) == len(kept)
-
-
-def test_failures_while_a_registration_was_stopped_are_forgotten_when_it_resumes(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    _stop(ehr, registration, "refresh_invalid_grant")
-    # An hour until their next attempt, or nearly.
-    waiting = TokenGrant.objects.filter(last_error="grants_refused")
-    assert waiting.update(refresh_failures=9)
-    (grant_id, *_) = waiting.values_list("pk", flat=True)
-    assert resume_refreshes(ClientRegistration.objects.get(), by_operator=True)
-    ehr.faults.clear()
-    ehr.faults.add("refresh_503")
-    refresh_grants([grant_id])
-    grant = TokenGrant.objects.get(pk=grant_id)
-    assert (grant.refresh_failures, grant.last_error) == (1, "token_server_error")
-    assert grant.refresh_due_at is not None
-    assert grant.refresh_due_at <= timezone.now() + timedelta(seconds=21)
 
 
 def test_new_credentials_make_what_waited_for_them_due(

@@ -280,6 +280,7 @@ def test_worker_waits_as_long_as_the_server_asks(
     assert due_at <= timezone.now() + timedelta(hours=1)
 
 
+@pytest.mark.usefixtures("slept")
 def test_page_that_is_opened_again_and_again_does_not_postpone_the_worker(
     ehr: EHRSimulator, grant: TokenGrant
 ) -> None:

@@ -140,15 +140,6 @@ def test_tokens_of_a_deleted_user_are_revoked(ehr: EHRSimulator) -> None:
 
 
 @pytest.mark.usefixtures("ehr")
-def test_many_users_are_deleted_with_one_call(registration: ClientRegistration) -> None:
-    for number in range(3):
-        make_grant(registration, user=make_user(f"user{number}"))
-    get_user_model().objects.all().delete()
-    assert not TokenGrant.objects.active().exists()
-    assert TokenGrant.objects.awaiting_revocation().count() == 3
-
-
-@pytest.mark.usefixtures("ehr")
 def test_launch_that_is_over_is_deleted_with_its_user(
     registration: ClientRegistration,
 ) -> None:

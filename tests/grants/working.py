@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from django_smart.grants.engine import RefreshResult, run_tick, serve
-from django_smart.models import FHIRServer, ServerState, TokenGrant
+from django_smart.models import FHIRServer, TokenGrant
 from django_smart.models.clock import DatabaseNow
 from django_smart.testing import EHRSimulator
 from tests.factories import find_due
@@ -19,11 +19,6 @@ def tick() -> list[int]:
     sent: list[int] = []
     run_tick(sent.append)
     return sent
-
-
-def forget_messages() -> None:
-    """Let no message be on its way, as long after the last tick."""
-    ServerState.objects.filter(turn_token="").update(turn_until=None)
 
 
 def refresh_due() -> RefreshResult:
