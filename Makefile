@@ -78,8 +78,12 @@ migrations: $(STAMP) ## Check that the migration matches the models
 messages: $(STAMP) ## Bring new texts into the catalogues, and compile these (gettext)
 	cd django_smart && ../$(BIN)/django-admin makemessages --all --no-obsolete \
 		--add-location file --ignore 'testing/*'
-	sed -i '/^"POT-Creation-Date/d' django_smart/locale/*/LC_MESSAGES/django.po
+	cd example_project && for domain in django djangojs; do \
+		../$(BIN)/django-admin makemessages --all --no-obsolete --add-location file \
+			--ignore 'vendor/*' --domain $$domain; done
+	sed -i '/^"POT-Creation-Date/d' */locale/*/LC_MESSAGES/*.po
 	cd django_smart && ../$(BIN)/django-admin compilemessages
+	cd example_project && ../$(BIN)/django-admin compilemessages
 
 docs: $(STAMP) ## Build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.http import HttpRequest
+from django.utils.translation import gettext as _
 
 from django_smart.exceptions import SMARTError
 from django_smart.fhir.dates import parse_date
@@ -48,27 +49,27 @@ class Facts:
 def load_facts(smart: SMARTContext) -> tuple[Facts | None, Problem | None]:
     """Read the patient of the launch: one of the two is ``None``."""
     if not smart.patient_id:
-        return None, _NO_PATIENT
+        return None, _no_patient()
     try:
         resource = smart.fhir.read("Patient", smart.patient_id)
     except SMARTError as error:
-        return None, describe(error, "the patient's details")
+        return None, describe(error, _("the patient's details"))
     return read_facts(resource), None
 
 
 def read_facts(resource: Mapping[str, Any]) -> Facts:
     """Put a FHIR Patient in words."""
     rows = [
-        ("Address", [address(resource)]),
+        (_("Address"), [address(resource)]),
         *((kind, [value]) for kind, value in fhirtext.telecom(resource.get("telecom"))),
-        ("Marital status", [codeable_concept(resource.get("maritalStatus"))]),
-        ("Language", _languages(resource.get("communication"))),
-        ("General practitioner", _displays(resource.get("generalPractitioner"))),
+        (_("Marital status"), [codeable_concept(resource.get("maritalStatus"))]),
+        (_("Language"), _languages(resource.get("communication"))),
+        (_("General practitioner"), _displays(resource.get("generalPractitioner"))),
     ]
     birth_date = resource.get("birthDate")
     return Facts(
         resource=resource,
-        name=human_name(resource) or "Without a name",
+        name=human_name(resource) or _("Without a name"),
         birth_date=str(birth_date) if parse_date(birth_date) else "",
         rows=[(term, lines) for term, lines in rows if any(lines)],
     )
@@ -81,7 +82,7 @@ def load_results(smart: SMARTContext) -> tuple[hba1c.Series, Problem | None]:
     What came before a failure is kept: the series is then marked as not complete.
     """
     if not smart.patient_id:
-        return hba1c.Series(), _NO_PATIENT
+        return hba1c.Series(), _no_patient()
     # By id: if results are added meanwhile, two pages can contain the same one.
     found: dict[object, dict[str, Any]] = {}
     problem = None
@@ -97,7 +98,7 @@ def load_results(smart: SMARTContext) -> tuple[hba1c.Series, Problem | None]:
                 break
     except SMARTError as error:
         is_complete = False
-        problem = describe(error, "older results" if found else "the results")
+        problem = describe(error, _("older results") if found else _("the results"))
     series = hba1c.build_series(
         list(found.values())[:_MAX_RESULTS],
         is_complete=is_complete,
@@ -106,12 +107,14 @@ def load_results(smart: SMARTContext) -> tuple[hba1c.Series, Problem | None]:
     return series, problem
 
 
-_NO_PATIENT = Problem(
-    what="the patient's details",
-    reason="The EHR did not say which patient's chart is open.",
-    advice="Open this app from a patient's chart, or connect your own records.",
-    code="no_patient",
-)
+def _no_patient() -> Problem:
+    return Problem(
+        what=_("the patient's details"),
+        reason=_("The EHR did not say which patient's chart is open."),
+        advice=_("Open this app from a patient's chart, or connect your own records."),
+        code="no_patient",
+        can_connect=True,
+    )
 
 
 def _is_withheld(outcome: Mapping[str, Any]) -> bool:

@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from django.utils.translation import gettext as _
+
 __all__ = ["objects", "telecom"]
 
 
 def telecom(points: object) -> list[tuple[str, str]]:
-    """Return ``(kind, value)`` of telephone numbers and e-mail addresses in use."""
-    kinds = {"phone": "Telephone", "email": "E-mail", "sms": "Text message"}
+    """Return ``(kind, value)`` of telephone numbers and email addresses in use."""
+    kinds = {"phone": _("Telephone"), "email": _("Email"), "sms": _("Text message")}
     found = []
     for point in objects(points):
         kind = kinds.get(_text(point.get("system")))
         value = _text(point.get("value"))
         if not kind or not value or point.get("use") == "old":
             continue
-        use = {"home": "home", "work": "work", "mobile": "mobile"}.get(
+        use = {"home": _("home"), "work": _("work"), "mobile": _("mobile")}.get(
             _text(point.get("use"))
         )
         found.append((f"{kind}, {use}" if use else kind, value))

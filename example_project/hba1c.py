@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.utils.formats import number_format
+from django.utils.translation import gettext as _
+
 from django_smart.fhir.dates import PartialDate, parse_date
 from django_smart.templatetags.fhir import (
     codeable_concept,
@@ -123,11 +126,11 @@ class Series:
         before, latest = self.drawn[-2:]
         step = round(_number(latest) - _number(before), 6)
         if step == 0:
-            return "unchanged"
-        direction = "up" if step > 0 else "down"
+            return _("unchanged")
+        direction = _("up") if step > 0 else _("down")
         amount = _format(abs(step), _decimals([abs(step)]))
         # A difference of percentages is one of points.
-        unit = "points" if self.unit == "%" else self.unit
+        unit = _("points") if self.unit == "%" else self.unit
         return f"{direction} {amount} {unit}".strip()
 
     @property
@@ -139,11 +142,11 @@ class Series:
         decimals = _decimals(limits)
         texts = [_format(value, decimals) for value in limits]
         if self.low is None:
-            text = f"up to {texts[0]}"
+            text = _("up to %(high)s") % {"high": texts[0]}
         elif self.high is None:
-            text = f"from {texts[0]}"
+            text = _("from %(low)s") % {"low": texts[0]}
         else:
-            text = f"{texts[0]} to {texts[1]}"
+            text = _("%(low)s to %(high)s") % {"low": texts[0], "high": texts[1]}
         return f"{text} {self.unit}".strip()
 
     def chart_data(self) -> dict[str, Any]:
@@ -209,7 +212,7 @@ def _result(resource: Mapping[str, Any]) -> Result:
         text = fhir_value({**resource, **notes})
         reason = codeable_concept(resource.get("dataAbsentReason"))
         if not reason and not text:
-            reason = "no value given"
+            reason = _("no value given")
         note = ", ".join(filter(None, (reason, note)))
     return Result(
         date=_date(resource),
@@ -296,4 +299,4 @@ def _decimals(values: Iterable[float]) -> int:
 
 
 def _format(value: float, decimals: int) -> str:
-    return f"{value:.{decimals}f}"
+    return number_format(round(value, decimals), decimal_pos=decimals)

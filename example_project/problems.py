@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.utils.translation import gettext, gettext_noop
+
 from django_smart.exceptions import (
     ContextChangedError,
     FHIRForbiddenError,
@@ -23,29 +25,41 @@ from django_smart.exceptions import (
 
 __all__ = ["Problem", "describe"]
 
-_AGAIN = "Open the chart once more from the EHR, or connect your records again."
-_LATER = "Wait a moment, then reload this page."
+_AGAIN = gettext_noop(
+    "Open the chart once more from the EHR, or connect your records again."
+)
+_LATER = gettext_noop("Wait a moment, then reload this page.")
 
 # The first class that fits counts.
 _TEXTS: list[tuple[type[SMARTError] | tuple[type[SMARTError], ...], str, str]] = [
     (
         (InsufficientScopeError, FHIRForbiddenError),
-        "The EHR has not allowed this app to see them.",
-        "Open the chart once more and allow the access that the app asks for, or ask "
-        "the people who run the EHR.",
+        gettext_noop("The EHR has not allowed this app to see them."),
+        gettext_noop(
+            "Open the chart once more and allow the access that the app asks for, or "
+            "ask the people who run the EHR."
+        ),
     ),
     (
         (ReauthorizationRequiredError, NoGrantError, FHIRUnauthorizedError),
-        "The permission to read from the EHR has ended.",
+        gettext_noop("The permission to read from the EHR has ended."),
         _AGAIN,
     ),
-    (ContextChangedError, "The EHR has changed to another patient.", _AGAIN),
-    (FHIRNotFoundError, "The EHR does not know them.", _AGAIN),
-    (ReplacedPatientError, "The EHR sent the record of another patient.", _AGAIN),
-    (ServerTimeoutError, "The EHR took too long to answer.", _LATER),
+    (
+        ContextChangedError,
+        gettext_noop("The EHR has changed to another patient."),
+        _AGAIN,
+    ),
+    (FHIRNotFoundError, gettext_noop("The EHR does not know them."), _AGAIN),
+    (
+        ReplacedPatientError,
+        gettext_noop("The EHR sent the record of another patient."),
+        _AGAIN,
+    ),
+    (ServerTimeoutError, gettext_noop("The EHR took too long to answer."), _LATER),
     (
         (ServerUnreachableError, FHIRUnavailableError, TokenServerError, GrantError),
-        "The EHR cannot be reached at the moment.",
+        gettext_noop("The EHR cannot be reached at the moment."),
         _LATER,
     ),
 ]
@@ -61,17 +75,14 @@ class Problem:
         reason: a sentence.
         advice: what to do next, a sentence.
         code: of the error, for those who are asked for help.
+        can_connect: whether the advice is to connect, so that a link belongs beside it.
     """
 
     what: str
     reason: str
     advice: str
     code: str
-
-    @property
-    def can_connect(self) -> bool:
-        """Whether the advice is to connect, so that a link belongs beside it."""
-        return "connect" in self.advice
+    can_connect: bool = False
 
 
 def describe(error: SMARTError, what: str) -> Problem:
@@ -83,8 +94,14 @@ def describe(error: SMARTError, what: str) -> Problem:
             if isinstance(error, classes)
         ),
         (
-            "The EHR gave an answer that this app cannot use.",
-            "If it stays like this, tell the people who run this site.",
+            gettext_noop("The EHR gave an answer that this app cannot use."),
+            gettext_noop("If it stays like this, tell the people who run this site."),
         ),
     )
-    return Problem(what=what, reason=reason, advice=advice, code=error.code)
+    return Problem(
+        what=what,
+        reason=gettext(reason),
+        advice=gettext(advice),
+        code=error.code,
+        can_connect=advice is _AGAIN,
+    )

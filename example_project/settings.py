@@ -106,6 +106,7 @@ MIDDLEWARE = [
     "example_project.middleware.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",  # the language of the browser
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -214,6 +215,8 @@ if CELERY_BROKER_URL.startswith("filesystem:"):
 # Pages
 
 LANGUAGE_CODE = "en-us"
+# django_smart also has Spanish and French: this site has its own pages in these two.
+LANGUAGES = [("en", "English"), ("de", "Deutsch")]
 USE_I18N = True
 USE_TZ = True
 TIME_ZONE = "UTC"

@@ -2,121 +2,40 @@
 
 from __future__ import annotations
 
-import ast
-import gettext
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.template import Engine
-from django.templatetags.i18n import BlockTranslateNode, TranslateNode
 from django.test import Client
 from django.utils import translation
 
-import django_smart
 from django_smart.diagnoses import PAGES
 from django_smart.error_pages.words import get_title
 from django_smart.models import TokenGrant
+from tests.catalogues import CATALOGUES
 from tests.factories import make_grant, make_registration
 
-_PACKAGE = Path(django_smart.__file__).parent
-_LANGUAGES = ["de", "es", "fr"]
-# (context, text, its plural); the last is empty for most.
-_Text = tuple[str, str, str]
-
-_FUNCTIONS = {
-    "_": ("text",),
-    "gettext": ("text",),
-    "gettext_lazy": ("text",),
-    "ngettext": ("text", "plural"),
-    "pgettext": ("context", "text"),
-}
+of_every_catalogue = pytest.mark.parametrize("catalogue", CATALOGUES, ids=str)
 
 
-def _texts_of_code(path: Path) -> Iterator[_Text]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-            continue
-        if parameters := _FUNCTIONS.get(node.func.id):
-            given = {
-                name: str(ast.literal_eval(value))
-                for name, value in zip(parameters, node.args, strict=False)
-            }
-            yield given.get("context", ""), given["text"], given.get("plural", "")
-
-
-def _texts_of_template(path: Path) -> Iterator[_Text]:
-    template = Engine.get_default().from_string(path.read_text(encoding="utf-8"))
-    nodes: Any = template.nodelist
-    for node in nodes.get_nodes_by_type(TranslateNode):
-        yield "", str(node.filter_expression.var.literal), ""
-    for node in nodes.get_nodes_by_type(BlockTranslateNode):
-        texts = [
-            node.render_token_list(tokens)[0] if tokens else ""
-            for tokens in (node.singular, node.plural)
-        ]
-        yield "", texts[0], texts[1]
-
-
-@pytest.fixture(scope="module")
-def texts() -> set[_Text]:
-    """Every text that the package marks for translation."""
-    found: set[_Text] = set()
-    for path in _PACKAGE.rglob("*.py"):
-        if "testing" not in path.parts:
-            found.update(_texts_of_code(path))
-    for path in (_PACKAGE / "templates").rglob("*.html"):
-        found.update(_texts_of_template(path))
-    return found
-
-
-def _read_po(language: str) -> dict[tuple[str, str, str], list[str]]:
-    """What a person edits: each text with its translations."""
-    path = _PACKAGE / "locale" / language / "LC_MESSAGES" / "django.po"
-    entries = {}
-    for chunk in path.read_text(encoding="utf-8").split("\n\n"):
-        assert not re.search(r"^#(, .*fuzzy|~)", chunk, re.MULTILINE), chunk
-        lines = [line for line in chunk.splitlines() if not line.startswith("#")]
-        found = re.findall(
-            r'^(msg\w+)(?:\[\d\])? ((?:".*"\n?)+)', "\n".join(lines), re.MULTILINE
-        )
-        values = [(name, str(ast.literal_eval(f"({text})"))) for name, text in found]
-        of = dict(values)
-        key = (of.get("msgctxt", ""), of["msgid"], of.get("msgid_plural", ""))
-        assert key not in entries
-        entries[key] = [text for name, text in values if name == "msgstr"]
-    del entries["", "", ""]
-    return entries
-
-
-def _compiled(language: str) -> gettext.GNUTranslations:
-    path = _PACKAGE / "locale" / language / "LC_MESSAGES" / "django.mo"
-    with path.open("rb") as file:
-        return gettext.GNUTranslations(file)
-
-
-@pytest.mark.parametrize("language", _LANGUAGES)
-def test_every_text_is_translated_and_nothing_else(language, texts):
-    entries = _read_po(language)
+@of_every_catalogue
+def test_every_text_is_translated_and_nothing_else(catalogue):
+    texts, entries = catalogue.texts, catalogue.entries
     assert texts - set(entries) == set(), "run make messages, and translate"
     assert set(entries) - texts == set(), "run make messages"
     untranslated = [key for key, texts in entries.items() if not all(texts)]
     assert untranslated == []
     # One form for one, and one for many.
-    assert {(key[2] != "", len(texts)) for key, texts in entries.items()} == {
-        (False, 1),
-        (True, 2),
-    }
+    for key, texts in entries.items():
+        assert len(texts) == (2 if key[2] else 1)
 
 
-@pytest.mark.parametrize("language", _LANGUAGES)
-def test_compiled_catalogue_is_that_of_its_source(language):
-    compiled = _compiled(language)
-    for (context, text, plural), (one, *more) in _read_po(language).items():
+@of_every_catalogue
+def test_compiled_catalogue_is_that_of_its_source(catalogue):
+    compiled = catalogue.compiled
+    for (context, text, plural), (one, *more) in catalogue.entries.items():
         if plural:
             assert compiled.ngettext(text, plural, 1) == one
             assert [compiled.ngettext(text, plural, 7)] == more
@@ -126,12 +45,12 @@ def test_compiled_catalogue_is_that_of_its_source(language):
             assert compiled.gettext(text) == one
 
 
-@pytest.mark.parametrize("language", _LANGUAGES)
-def test_translation_has_the_values_and_marks_of_its_text(language):
+@of_every_catalogue
+def test_translation_has_the_values_and_marks_of_its_text(catalogue):
     def marks(text: str) -> list[str]:
-        return sorted(re.findall(r"%\(\w+\)\w|</?\w+>", text))
+        return sorted(re.findall(r"%\(\w+\)\w|%s|</?\w+>", text))
 
-    for (_, text, plural), translations in _read_po(language).items():
+    for (_, text, plural), translations in catalogue.entries.items():
         for source, translated in zip((text, plural), translations, strict=False):
             assert marks(translated) == marks(source)
             assert source.endswith(".") == translated.endswith("."), translated
@@ -139,14 +58,14 @@ def test_translation_has_the_values_and_marks_of_its_text(language):
             assert translated.strip() == translated
 
 
-@pytest.mark.parametrize("language", _LANGUAGES)
-def test_people_are_addressed_formally(language):
+@of_every_catalogue
+def test_people_are_addressed_formally(catalogue):
     familiar = {
         "de": r"\b[Dd](u|ich|ir|ein|eine[mnrs]?)\b",
         "es": r"\b([Tt]ú|[Tt]us?|[Vv]osotros)\b",
         "fr": r"\b([Tt]u|[Tt]on|[Tt]es|[Tt]oi)\b",
-    }[language]
-    for translations in _read_po(language).values():
+    }[catalogue.language]
+    for translations in catalogue.entries.values():
         for text in translations:
             assert not re.search(familiar, text), text
 

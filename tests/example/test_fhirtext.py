@@ -35,7 +35,7 @@ def test_contact_points_out_of_use_are_left_out():
     ]
     assert fhirtext.telecom(points) == [
         ("Telephone, mobile", "+45 20"),
-        ("E-mail", "a@example.org"),
+        ("Email", "a@example.org"),
     ]
 
 

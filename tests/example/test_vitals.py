@@ -17,8 +17,7 @@ pytestmark = pytest.mark.browser
 
 _SITE = "https://testserver"
 _STATIC = Path(__file__).parents[2] / "example_project/static/example"
-_PAGE = """
-    <!doctype html>
+_SECTION = """
     <section id="vitals" data-fhir="/fhir/" data-patient="p1" hidden>
       <p role="status"></p><dl></dl>
     </section>
@@ -56,13 +55,16 @@ def show(chromium: Browser, *answers: dict[str, Any]) -> tuple[str, list[str]]:
     return status, page.locator("dd .number").all_inner_texts()
 
 
-def open_page(chromium: Browser, *answers: dict[str, Any]) -> Page:
+def open_page(
+    chromium: Browser, *answers: dict[str, Any], language: str = "en"
+) -> Page:
     pages = list(answers)
 
     def answer(route: Route) -> None:
         path = route.request.url.removeprefix(_SITE)
         if not path.startswith("/fhir/"):
-            route.fulfill(body=_PAGE, content_type="text/html")
+            html = f'<!doctype html><html lang="{language}">{_SECTION}'
+            route.fulfill(body=html, content_type="text/html; charset=utf-8")
             return
         resource = _PATIENT if "/Patient/" in path else pages.pop(0)
         if pages and resource is not _PATIENT:
@@ -182,6 +184,12 @@ def test_date_is_no_more_exact_than_the_ehrs(chromium: Browser) -> None:
     observations = [observation(date, effectiveDateTime=date) for date in dates]
     page = open_page(chromium, bundle(*observations))
     assert page.locator("dd .quiet").all_text_contents() == list(dates.values())
+
+
+def test_date_is_in_the_language_of_the_page(chromium: Browser) -> None:
+    measured = observation(effectiveDateTime="2021-03-04")
+    page = open_page(chromium, bundle(measured), language="de")
+    assert page.locator("dd .quiet").all_text_contents() == ["4. März 2021"]
 
 
 def test_older_value_is_not_the_latest_if_the_newest_is_no_number(

@@ -11,7 +11,7 @@
   }
   canvas.closest("figure").hidden = false;
 
-  const monthYear = new Intl.DateTimeFormat("en-US", {
+  const monthYear = new Intl.DateTimeFormat(document.documentElement.lang, {
     month: "short", year: "numeric", timeZone: "UTC",
   });
 

@@ -5,8 +5,9 @@
   const card = document.getElementById("vitals");
   const status = card.querySelector("[role=status]");
   const list = card.querySelector("dl");
-  // As Django writes the other dates of the page in US English.
-  const months = ["Jan.", "Feb.", "March", "April", "May", "June", "July", "Aug.", "Sept.", "Oct.", "Nov.", "Dec."];
+  // From Django's JavaScriptCatalog, if the page has it; in English otherwise.
+  const gettext = window.gettext || ((text) => text);
+  const about = (text, name) => text.replace("%s", () => name);
 
   // Observations that were wrong or never made are no results.
   const notResults = ["entered-in-error", "cancelled", "registered", "unknown"];
@@ -25,7 +26,7 @@
 
   function labelOf(concept = {}) {
     const coding = (concept.coding || [])[0] || {};
-    return concept.text || coding.display || coding.code || "Measurement";
+    return concept.text || coding.display || coding.code || gettext("Measurement");
   }
 
   // Halves of a blood pressure, which is written 120/80 in whatever order they come.
@@ -46,7 +47,7 @@
       return `(${labelOf(part.dataAbsentReason)})`;
     }
     const [, value] = Object.entries(part).find(([name, value]) => name.startsWith("value") && value) || [];
-    return typeof value === "string" ? value : value ? value.text || "(not shown here)" : "";
+    return typeof value === "string" ? value : value ? value.text || gettext("(not shown here)") : "";
   }
 
   function valueOf(observation) {
@@ -66,7 +67,11 @@
   // A month or a year is no day, and the day is the one where it was measured.
   function dateOf({ effectiveDateTime = "" }) {
     const [, year, month, day] = effectiveDateTime.match(/^(\d{4})(?:-(\d\d))?(?:-(\d\d))?/) || [];
-    return [month && months[month - 1], day && `${Number(day)},`, year].filter(Boolean).join(" ");
+    if (!month) {
+      return year || "";
+    }
+    const parts = { year: "numeric", month: "long", ...(day && { day: "numeric" }), timeZone: "UTC" };
+    return new Date(Date.UTC(year, month - 1, day || 1)).toLocaleDateString(document.documentElement.lang || "en", parts);
   }
 
   // A server may report with status 200 that the search failed: that is not an empty result.
@@ -124,16 +129,19 @@
     }
     latest.forEach(add);
     const name = nameOf(patient);
-    const withheld = `The EHR withholds vital signs of ${name}`;
     if (latest.size) {
-      status.textContent = isWithheld ? `${withheld}. Latest of those it shows` : `Latest of ${name}`;
+      status.textContent = isWithheld
+        ? about(gettext("The EHR withholds vital signs of %s. Latest of those it shows:"), name)
+        : about(gettext("Latest of %s"), name);
     } else {
-      status.textContent = isWithheld ? `${withheld}.` : `The EHR has no vital signs of ${name}.`;
+      status.textContent = isWithheld
+        ? about(gettext("The EHR withholds vital signs of %s."), name)
+        : about(gettext("The EHR has no vital signs of %s."), name);
     }
   }
 
   card.hidden = false;
   show().catch(() => {
-    status.textContent = "The vital signs could not be read. Reload the page to try again.";
+    status.textContent = gettext("The vital signs could not be read. Reload the page to try again.");
   });
 })();
