@@ -31,8 +31,6 @@ def server_form(**values: Any) -> dict[str, Any]:
         "authorize_in_frame": "on",
         "frame_origins": "[]",
         "overrides": "{}",
-        "registrations-TOTAL_FORMS": "0",
-        "registrations-INITIAL_FORMS": "0",
         **values,
     }
 

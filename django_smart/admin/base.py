@@ -22,12 +22,11 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.functional import Promise, cached_property
 from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from ..diagnoses import DIAGNOSES
 from ..launches.people import get_own_name
-from ..models import ClientRegistration, Identity, Launch, TokenGrant
+from ..models import Identity, Launch, TokenGrant
 
 __all__ = [
     "EMPTY",
@@ -41,7 +40,6 @@ __all__ = [
     "as_facts",
     "as_list",
     "has_trust",
-    "show_client_id",
 ]
 
 logger = logging.getLogger(__name__)
@@ -80,12 +78,6 @@ def _as_scopes(scope: str) -> SafeString | str:
 def has_trust(request: HttpRequest) -> bool:
     """Whether the user may decide where secrets go and who is signed in by whom."""
     return request.user.has_perm("django_smart.trust_fhirserver")
-
-
-@admin.display(description=_("client ID"), ordering="client_id")
-def show_client_id(obj: ClientRegistration) -> str:
-    """Its beginning: some client ids are whole JWTs."""
-    return Truncator(obj.client_id).chars(48)
 
 
 if TYPE_CHECKING:

@@ -49,7 +49,9 @@ class FHIRServerForm(ModelForm):
         help_texts = {
             "base_url": _(
                 "The URL of the FHIR API, exactly as the vendor documents it, such as "
-                "https://ehr.example.org/r4. Leave out /metadata."
+                "https://ehr.example.org/r4. Leave out /metadata. It cannot be changed "
+                "once tokens belong to it; the documentation has a section “When an "
+                "EHR moves its base URL”."
             ),
             "preset": _(
                 "Fills in the vendor's known settings. Choose “none” if the vendor is "

@@ -23,29 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["TokenGrantAdmin"]
 
 
-class _KnownEndFilter(admin.SimpleListFilter):
-    """Grants by how near the end is that is known of them."""
-
-    title = _("known end")
-    parameter_name = "known_end"
-
-    def lookups(
-        self, request: HttpRequest, model_admin: admin.ModelAdmin[TokenGrant]
-    ) -> list[tuple[str, StrOrPromise]]:
-        """Near, or at any time."""
-        return [("soon", _("soon, or past")), ("known", _("known"))]
-
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[TokenGrant]
-    ) -> QuerySet[TokenGrant]:
-        """Those whose owner should connect again, or all that have an end."""
-        if self.value() == "soon":
-            return queryset.filter(pk__in=TokenGrant.objects.ending().values("pk"))
-        if self.value() == "known":
-            return queryset.filter(ends_at__isnull=False)
-        return queryset
-
-
 @admin.register(TokenGrant)
 class TokenGrantAdmin(AuthorizationAdmin):
     """
@@ -61,14 +38,14 @@ class TokenGrantAdmin(AuthorizationAdmin):
         "last_error",
         "refresh_due_at",
         "person",
-        "is_offline",
+        "ends_at",
     )
     list_display_links = ("id", "server")
     list_filter = (
         "status",
         "kind",
         "is_offline",
-        _KnownEndFilter,
+        ("ends_at", admin.EmptyFieldListFilter),
         "is_revocation_pending",
         # In place of date_hierarchy, which reads the date of every row for each page.
         "created_at",
@@ -149,9 +126,9 @@ class TokenGrantAdmin(AuthorizationAdmin):
         if left_out := len(selected) - len(going):
             message = ngettext(
                 "%(count)d grant was left out: workers refresh only active offline "
-                "grants, and none of a paused server until somebody resumes it.",
+                "grants, and none of a paused server until an operator resumes it.",
                 "%(count)d grants were left out: workers refresh only active offline "
-                "grants, and none of a paused server until somebody resumes it.",
+                "grants, and none of a paused server until an operator resumes it.",
                 left_out,
             )
             text = message % {"count": left_out}

@@ -16,8 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from ..error_pages.words import ENDINGS, TURNS, find_stored, get_title
 from ..launches.held import end_at_any_stage
 from ..models import Launch, TokenGrant
-from .base import EMPTY, AuthorizationAdmin, as_code
-from .report import LaunchReportMixin
+from .base import EMPTY, AuthorizationAdmin, as_code, as_list
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -28,7 +27,7 @@ _OVER = (Launch.Status.FAILED, Launch.Status.ENDED)
 
 
 @admin.register(Launch)
-class LaunchAdmin(LaunchReportMixin, AuthorizationAdmin):
+class LaunchAdmin(AuthorizationAdmin):
     """What became of each launch.  No page holds its context, key or secrets."""
 
     list_display = (
@@ -115,6 +114,14 @@ class LaunchAdmin(LaunchReportMixin, AuthorizationAdmin):
             "turn": TURNS[known.turn],
         }
         return format_html("{}<br>{}", link, page)
+
+    @admin.display(description=_("deviations"))
+    def found_deviations(self, obj: Launch) -> SafeString | str:
+        """What the EHR did differently, without any value that it sent."""
+        return as_list(
+            format_html("{} {}", as_code(code), evidence)
+            for code, evidence in obj.deviations
+        )
 
     @admin.action(description=_("End the selected launches"), permissions=["operate"])
     def end(self, request: HttpRequest, queryset: QuerySet[Launch]) -> None:

@@ -23,8 +23,9 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..contrib.doctor import BASE_URL_WRONG, discover
+from ..contrib.doctor.report import Observation, read_report
 from ..contrib.monitoring import read_health
-from ..diagnoses import DOCS_URL, Finding
+from ..diagnoses import Finding
 from ..exceptions import SMARTError
 from ..models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from ..protocol.quirks import QUIRKS
@@ -38,17 +39,14 @@ from ..servers.discovery import (
 from ..servers.registering import apply_preset
 from .base import (
     EMPTY,
-    TabularInline,
     as_code,
     as_facts,
     as_list,
     has_trust,
-    show_client_id,
 )
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
 from .quirk_fields import get_quirk_label
-from .report import REPORT_FIELDSET, ServerReportMixin
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -76,7 +74,7 @@ def _describe_health(server: FHIRServer) -> Iterator[tuple[StrOrPromise, object]
 
 def _end_of_pause(server: FHIRServer) -> str:
     if server.paused:
-        return gettext("somebody resumes it")
+        return gettext("an operator resumes it")
     return _at(server.discovered.paused_until)
 
 
@@ -84,7 +82,19 @@ def _at(moment: datetime | None) -> str:
     return date(timezone.localtime(moment), "DATETIME_FORMAT") if moment else EMPTY
 
 
+def _describe_observation(one: Observation) -> SafeString:
+    where = gettext("in its configuration")
+    if one.last_at:
+        where = ngettext("%(count)d launch", "%(count)d launches", one.number) % {
+            "count": one.number
+        }
+    return format_html(
+        "{} ({}) {}", as_code(one.diagnosis.code), where, "; ".join(one.evidence)
+    )
+
+
 _OFFER = _("Server configuration")
+_REPORT = _("What this EHR did, last 30 days")
 # Of the server's state, shown as they are.
 _TIMES = ("configuration_fetched_at", "jwks_fetched_at", "discovery_failed_at")
 
@@ -100,35 +110,8 @@ def _without(fieldset: Any, names: Collection[str]) -> Any:
     return title, {**options, "fields": fields}
 
 
-class _RegistrationInline(TabularInline):
-    """Links to a server's registrations."""
-
-    model = ClientRegistration
-    fields = readonly_fields = (
-        "client_id_briefly",
-        "token_endpoint_auth_method",
-        "is_active",
-    )
-    extra = 0
-    can_delete = False
-    show_change_link = True
-    client_id_briefly = staticmethod(show_client_id)
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[ClientRegistration]:
-        """With the server, which each row's name begins with."""
-        return super().get_queryset(request).select_related("server")
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Registrations have a page of their own."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Registrations have a page of their own."""
-        return False
-
-
 @admin.register(FHIRServer)
-class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
+class FHIRServerAdmin(TestConnectionMixin):
     """Where launches come from: its address, what it offers, and how it is odd."""
 
     form = FHIRServerForm
@@ -146,7 +129,6 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
     list_filter = ("is_active", "paused", "preset")
     search_fields = ("name", "slug", "base_url")
     search_help_text = _("Name, slug or base URL")
-    inlines = (_RegistrationInline,)
     actions = ("rediscover", "pause", "unpause")
     readonly_fields = (
         "configuration",
@@ -164,7 +146,15 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
         ),
         (_OFFER, {"fields": ("configuration", "moved_values")}),
         (_("Grants"), {"fields": ("health",)}),
-        REPORT_FIELDSET,
+        (
+            _REPORT,
+            {
+                "description": _(
+                    "For its team, smart_doctor --report prints this as text."
+                ),
+                "fields": ("report",),
+            },
+        ),
         (
             _("Endpoint overrides"),
             {
@@ -227,7 +217,7 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
         """Of a new server nothing is known that could be shown."""
         fieldsets = list(super().get_fieldsets(request, obj))
         if obj is None:
-            unknown = (_OFFER, REPORT_FIELDSET[0])
+            unknown = (_OFFER, _REPORT)
             return [each for each in fieldsets[:-1] if each[0] not in unknown]
         may_change = self.has_change_permission(request, obj)
         if not (has_trust(request) and may_change):
@@ -237,47 +227,29 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
             fieldsets = [_without(each, hidden) for each in fieldsets]
         return fieldsets
 
-    def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
-        """A new server has no registrations."""
-        return super().get_inlines(request, obj) if obj else ()
-
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        """With the way to the next step."""
+        """With the way to its registrations, and to the next one."""
         server = context["original"]
         if server and server.discovered.moved and has_trust(request):
             context["shown"] = json.dumps(server.discovered.moved)
         site = self.admin_site
-        if (
-            server
-            and site.is_registered(ClientRegistration)
-            and site.get_model_admin(ClientRegistration).has_add_permission(request)
-        ):
-            url = self.get_admin_url("django_smart_clientregistration_add")
-            context["register_url"] = f"{url}?server={server.pk}"
+        if server and site.is_registered(ClientRegistration):
+            registrations = site.get_model_admin(ClientRegistration)
+            name = "django_smart_clientregistration"
+            if registrations.has_view_permission(request):
+                url = self.get_admin_url(f"{name}_changelist")
+                context["registrations_url"] = f"{url}?server={server.pk}"
+            if registrations.has_add_permission(request):
+                url = self.get_admin_url(f"{name}_add")
+                context["register_url"] = f"{url}?server={server.pk}"
         return super().render_change_form(request, context, *args, **kwargs)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Tokens never go to another address than the one that gave them."""
         fields = super().get_readonly_fields(request, obj)
         return (*fields, "base_url") if _has_tokens(obj) else fields
-
-    def get_form(
-        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
-    ) -> Any:
-        """With what to do if the EHR moves, where the base URL cannot be changed."""
-        if _has_tokens(obj):
-            # A link within the sentence would be told by its color alone.
-            text = format_html(
-                '{}<br><a href="{}how-to/migrate.html#new-base-url">{}</a>',
-                gettext("It cannot be changed, because tokens belong to it."),
-                DOCS_URL,
-                gettext("When an EHR moves its base URL"),
-            )
-            texts = FHIRServerForm.Meta.help_texts
-            kwargs["help_texts"] = {**texts, "base_url": text}
-        return super().get_form(request, obj, change, **kwargs)
 
     def save_model(
         self, request: HttpRequest, obj: FHIRServer, form: Any, change: bool
@@ -425,6 +397,11 @@ class FHIRServerAdmin(ServerReportMixin, TestConnectionMixin):
     def health(self, obj: FHIRServer) -> SafeString | str:
         """All that is known, as a list."""
         return as_facts(_describe_health(obj)) if obj.pk else EMPTY
+
+    @admin.display(description=_("deviations"))
+    def report(self, obj: FHIRServer) -> SafeString | str:
+        """Each kind of deviation, with how often it was seen."""
+        return as_list(map(_describe_observation, read_report(obj).observations))
 
     @admin.display(description=_("configuration"))
     def configuration(self, obj: FHIRServer) -> SafeString | str:
