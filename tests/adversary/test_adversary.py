@@ -34,10 +34,9 @@ def _check_variety(tally: Counter[str]) -> None:
     assert tally["asked"], tally
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.urls("tests.adversary.site")
 def test_hostile_server_gains_nothing(machine: type[Adversary]) -> None:
-    play(machine, steps=400, seed=_get_seed())
+    play(machine, steps=100, seed=_get_seed())
 
 
 @pytest.mark.long
@@ -52,12 +51,6 @@ def test_every_hole_can_still_be_made(mutant: Mutant, tmp_path: Path) -> None:
     mutant.copy(tmp_path)
     for name, old, _new in mutant.patches:
         assert old not in (tmp_path / "django_smart" / name).read_text()
-
-
-@pytest.mark.process
-def test_adversary_finds_a_mix_up(tmp_path: Path) -> None:
-    mutant = MUTANTS[0]
-    assert "reached the hostile server" in mutant.find(tmp_path, steps=6000, seed=3)
 
 
 @pytest.mark.long

