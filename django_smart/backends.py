@@ -159,8 +159,8 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         """
         Fill the user from the EHR when the launch is complete.  Default: does nothing.
 
-        ``fhir.get(claims["fhirUser"])`` reads the person, if the scopes allow it.  Save
-        what you change.  The browser waits for this; sign-in continues even if it
+        ``fhir.resolve(claims["fhirUser"])`` reads the person, if the scopes allow it.
+        Save what you change.  The browser waits for this; sign-in continues even if it
         raises.  As with :meth:`update_user`, the account must sign in the user.
         """
 

@@ -17,7 +17,7 @@ class NamingBackend(SMARTAuthenticationBackend):
         """Store the name for the header of the pages; known names are kept."""
         if user.get_full_name() or not claims.get("fhirUser"):
             return
-        name = human_name(fhir.get(claims["fhirUser"]))
+        name = human_name(fhir.resolve(claims["fhirUser"]))
         limit = user._meta.get_field("last_name").max_length
         user.last_name = name[:limit]
         user.save(update_fields=["last_name"])

@@ -115,7 +115,6 @@ class AsyncFHIRClient:
     operation = _awaited(FHIRClient.operation)
     capabilities = _awaited(FHIRClient.capabilities)
     resolve = _awaited(FHIRClient.resolve)
-    get = _awaited(FHIRClient.get)
     request = _awaited(FHIRClient.request)
     download = _awaited(FHIRClient.download)
 

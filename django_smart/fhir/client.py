@@ -244,20 +244,6 @@ class FHIRClient(FHIRConnection):
         url = self.build_url(interaction.path)
         return History.load(fetch, url=url, what=what, limit=limit)
 
-    def get(self, path_or_url: str) -> dict[str, Any]:
-        """
-        Get the resource at a path below the base URL, or at a URL within the boundary.
-
-        Raises:
-            BearerBoundaryError: the URL is outside the boundary; nothing was sent.
-            FHIRRequestError: the path or URL is invalid, or under ``patient/`` scopes,
-                is not in a form that can be checked.
-            ForeignPatientError: under ``patient/`` scopes, also for a URL outside the
-                base URL; pages of a Bundle are read by :meth:`iterate_pages`.
-        """
-        interaction = Interaction(name="get", method="GET", path=path_or_url)
-        return process_resource_response(self.perform(interaction), what="GET request")
-
     def _write(self, interaction: Interaction, prefer: str) -> dict[str, Any]:
         interaction = interaction.preferring(prefer)
         return process_write_response(

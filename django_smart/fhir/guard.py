@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from django_smart.exceptions import (
     FHIRPreconditionFailedError,
@@ -36,7 +35,6 @@ from django_smart.fhir.interactions import (
     build_read,
     iter_parameters,
     parse_entry,
-    parse_interaction,
     parse_query,
     write_query,
 )
@@ -99,9 +97,7 @@ class RecordGuard:
         name, kind = asked.name, asked.resource_type
         if name in BUNDLES:
             return replace(asked, body=self._prepare_bundle(asked.body))
-        if name == "get":
-            return self._prepare_get(asked)
-        if name == "capabilities" or self.record.is_open(name, kind):
+        if name in {"capabilities", "get"} or self.record.is_open(name, kind):
             return asked
         if self.record.patient_id is None:
             raise ForeignPatientError("There is no patient in context.")
@@ -140,9 +136,10 @@ class RecordGuard:
         if is_other and asked.name in {"read", "vread"}:
             return response  # whose reader refuses it, and says why
         path = asked.path.partition("?")[0]
-        # A further page, whose path is empty, is no stored Bundle either.
-        is_page = asked.name == "get" and not path
-        is_made = is_page or ("$" in path and not path.startswith("Bundle/"))
+        # A further page is no stored Bundle either.
+        is_made = asked.name == "get" or (
+            "$" in path and not path.startswith("Bundle/")
+        )
         letters = f"rs{get_letters(asked.name)}"
         left_out = record_check(resource, self.record, letters, is_made=is_made)
         return ParsedResponse(
@@ -168,17 +165,6 @@ class RecordGuard:
             raise ForeignPatientError(
                 "A new Patient is not the patient of this launch; update it by its id."
             )
-
-    def _prepare_get(self, asked: Interaction) -> Interaction:
-        """Prepare what a path or URL means; others, such as pages, are kept."""
-        url, base = urlsplit(asked.path), urlsplit(self.record.base_url)
-        # Of an absolute URL, which is known to be below the base.
-        path = unquote(url.path.removeprefix(base.path if url.scheme else ""))
-        try:
-            parsed = parse_interaction("GET", f"{path.lstrip('/')}?{url.query}")
-        except FHIRRequestError:
-            return asked
-        return replace(asked, path=self.prepare(parsed).path)
 
     def _prepare_search(self, asked: Interaction) -> Interaction:
         kind, pairs = asked.resource_type, asked.pairs

@@ -62,8 +62,7 @@ def iterate_pages(
     """
     Yield *bundle* and the pages that its ``next`` links lead to.
 
-    For the results of :meth:`operation` and :meth:`get`, and for a history of any
-    length: ``fhir.iterate_pages(fhir.get("Observation/_history"))``.
+    For the results of :meth:`operation`.
 
     Args:
         bundle: a ``Bundle`` from this server.
@@ -87,7 +86,6 @@ def iterate_pages(
     def fetch_page(page_url: str) -> Page:
         if page_url == url:
             return Page(first, url=url)
-        # Without a path: only get() is about what the URL says.
         interaction = Interaction(name="get", method="GET", path="")
         response = client.perform(interaction, url=page_url)
         page = process_bundle_response(response, type=type_, what=what)

@@ -642,7 +642,6 @@ def test_what_no_scope_speaks_of_is_left_to_the_server():
     grant.server.on("metadata", respond({"resourceType": "Conformance"}))
     grant.client.operation("meta")
     grant.client.capabilities()
-    grant.client.get("metadata")
 
 
 # Request ids

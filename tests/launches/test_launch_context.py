@@ -70,10 +70,10 @@ def test_references_are_resolved_at_the_server_of_the_launch_alone(ehr):
     context = open_context(ehr, fhir_context=items)
     inside, outside = context.fhir_context
     ehr.clear_requests()
-    assert context.fhir.get(inside.reference)["id"] == observation
+    assert context.fhir.resolve(inside.reference)["id"] == observation
     assert ehr.requests[0].url == f"{ehr.base_url}/{inside.reference}"
     with pytest.raises(BearerBoundaryError):
-        context.fhir.get(outside.canonical)
+        context.fhir.resolve(outside.canonical)
     assert len(ehr.requests) == 1
 
 
