@@ -11,7 +11,7 @@ from typing import Any
 from django.contrib.auth.decorators import login_not_required
 from django.core import signing
 from django.core.exceptions import BadRequest, RequestDataTooBig, SuspiciousOperation
-from django.http import HttpRequest, HttpResponse, RawPostDataException
+from django.http import HttpRequest, HttpResponse
 from django.http.multipartparser import MultiPartParserError
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.decorators import method_decorator
@@ -161,6 +161,10 @@ class FHIRProxyView(View):
             response = _build_outcome(
                 refused.status, refused.issue, refused.diagnostics
             )
+        except RequestDataTooBig:
+            response = _build_outcome(413, "too-long", "The request is too large.")
+        except (BadRequest, MultiPartParserError, SuspiciousOperation):
+            response = _build_outcome(400, "invalid", "The form cannot be read.")
         except CredentialsError as error:
             # The message names files and variables of this site.
             logger.warning("the FHIR proxy responded with %s: %s", error.code, error)
@@ -260,13 +264,8 @@ def _get_launch(request: HttpRequest) -> Any:
 def _check_csrf(request: HttpRequest) -> None:
     check = _CSRFCheck(lambda request: HttpResponse())
     check.process_request(request)
-    try:
-        # The token may be in a form, which is parsed for it.
-        reason = check.process_view(request, lambda request: HttpResponse(), (), {})
-    except RequestDataTooBig:
-        raise _too_large() from None
-    except (BadRequest, MultiPartParserError, SuspiciousOperation):
-        raise FHIRRequestError("The form cannot be read.") from None
+    # The token may be in a form, which is parsed for it.
+    reason = check.process_view(request, lambda request: HttpResponse(), (), {})
     if reason is not None:
         raise _RefusedError(
             403, "security", "The CSRF token is missing or wrong; reload the page."
@@ -295,33 +294,17 @@ def _read_value(request: HttpRequest, path: str) -> tuple[Any, str]:
             raise _RefusedError(
                 415, "not-supported", "A search must be sent as a form."
             )
-        return _read_body(request), _FORM_TYPE
+        return request.body, _FORM_TYPE
     is_patch = request.method == "PATCH"
     # The check of the CSRF token has used up what is of many parts.
     if media_type not in _JSON_TYPES and not (is_patch and media_type == JSON_PATCH):
         raise _RefusedError(
             415, "not-supported", "A resource must be sent as FHIR JSON."
         )
-    value = parse_body(_read_body(request), what="request")
+    value = parse_body(request.body, what="request")
     if not isinstance(value, list if media_type == JSON_PATCH else dict):
         raise FHIRRequestError("The request body does not match its content type.")
     return value, media_type if is_patch else FHIR_JSON
-
-
-def _read_body(request: HttpRequest) -> bytes:
-    try:
-        return request.body
-    except RequestDataTooBig:
-        raise _too_large() from None
-    except RawPostDataException:
-        # By a middleware of the site.
-        raise _RefusedError(
-            500, "exception", "The request body was already read."
-        ) from None
-
-
-def _too_large() -> _RefusedError:
-    return _RefusedError(413, "too-long", "The request is too large.")
 
 
 def _take_source(request: HttpRequest) -> tuple[str, str]:
