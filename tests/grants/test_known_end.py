@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from django.utils import timezone
@@ -20,13 +18,9 @@ from django_smart.signals import grant_ending
 from django_smart.testing import EHRSimulator
 from tests.answers import after_answer
 from tests.ehr import (
-    EHR_SCOPE,
     connect,
-    get_callback,
-    get_launch,
     listening,
     make_browser,
-    start_ehr_launch,
 )
 from tests.factories import (
     expire,
@@ -34,7 +28,6 @@ from tests.factories import (
     make_grant,
     make_grants,
     make_registration,
-    make_user,
     reload_grant,
 )
 from tests.grants.working import refresh_due, refresh_grants
@@ -197,26 +190,6 @@ def test_operator_gets_no_grant_back_that_was_past_its_known_end(
     assert TokenGrant.objects.restore_lost() == 1
     assert reload_grant(early.pk).status == "active"
     assert reload_grant(past.pk).status == "needs_reauthorization"
-
-
-@pytest.mark.usefixtures("registration")
-def test_end_is_known_after_a_question_too(ehr: EHRSimulator) -> None:
-    ehr.refresh_token_lifetime = 90 * 24 * 3600
-    ClientRegistration.objects.update(ehr_scope=f"{EHR_SCOPE} offline_access")
-    owner = make_user()
-    browser = make_browser()
-    browser.force_login(owner)
-    connect(browser, ehr)
-    # A connected account signs nobody in: the launch waits until its user has.
-    browser = make_browser()
-    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
-    (page,) = re.findall(r"/smart/decide/[\w-]+/", unquote(response["Location"]))
-    browser.force_login(owner)
-    grant = get_launch(browser.get(page)).grant
-    assert grant is not None
-    assert grant.refresh_token
-    assert grant.ends_at is not None
-    assert 89 * DAY < grant.ends_at - timezone.now() <= 90 * DAY
 
 
 def test_grant_is_refreshed_before_its_known_end() -> None:

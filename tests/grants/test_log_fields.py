@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from django_smart.grants.ending import revoke_pending
 from django_smart.models import ServerState, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.answers import answer, refuse_refresh
@@ -96,13 +95,3 @@ def test_pause_and_its_end_tell_of_which_server(
     refresh(grant)
     resumed = read_fields(caplog, "server_resumed")
     assert resumed["smart_server"] == grant.registration.server_id
-
-
-@pytest.mark.usefixtures("ehr")
-def test_revocation_tells_of_which_grant_it_was(
-    grant: TokenGrant, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "django_smart")
-    TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=timezone.now())
-    revoke_pending()
-    assert read_fields(caplog, "grant_revoked")["smart_grant"] == grant.pk

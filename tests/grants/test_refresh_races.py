@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, connection, connections, transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.template import Context, Engine
+from django.http import HttpRequest, JsonResponse
 from django.urls import path
 from django.utils import timezone
 
@@ -58,18 +57,9 @@ def _read_patient(request: HttpRequest) -> JsonResponse:
     )
 
 
-def _show_whether_there_is_data(request: HttpRequest) -> HttpResponse:
-    """A view whose template reads, where an error counts as false."""
-    smart: Any = request.smart  # type: ignore[attr-defined]  # the middleware's
-    template = Engine().from_string("{% if r.id and p %}DATA{% else %}NONE{% endif %}")
-    read = partial(smart.fhir.read, "Patient", PATIENT)
-    return HttpResponse(template.render(Context({"r": read, "p": True})))
-
-
 urlpatterns = [
     *_site,
     path("patient/", _read_patient),
-    path("data/", _show_whether_there_is_data),
 ]
 
 
@@ -264,22 +254,6 @@ def test_page_without_fhir_works_while_the_ehr_is_away(
     expire(reload_grant(opened.grant_id), ehr)
     ehr.faults.add("refresh_500")
     assert open_page(browser, opened) == 200
-
-
-@_COMMITTED
-@pytest.mark.parametrize("atomic", [False, True])
-@pytest.mark.urls(__name__)
-def test_template_does_not_hide_that_a_refresh_has_failed(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, atomic: bool
-) -> None:
-    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", atomic)
-    make_registration()
-    browser = make_browser()
-    opened = connect(browser, ehr, patient=PATIENT)
-    assert browser.get(f"/~{opened.key}/data/").content == b"DATA"
-    expire(reload_grant(opened.grant_id), ehr)
-    ehr.faults.add("refresh_500")
-    assert browser.get(f"/~{opened.key}/data/").status_code == 502
 
 
 @_COMMITTED

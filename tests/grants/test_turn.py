@@ -24,7 +24,6 @@ from django.db import (
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_smart import transport
 from django_smart.exceptions import ReauthorizationRequiredError
 from django_smart.grants import turn
 from django_smart.grants.engine import RefreshResult, run_tick, serve
@@ -32,12 +31,11 @@ from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.answers import Away, after_answer
+from tests.answers import after_answer
 from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, listening, make_browser
 from tests.factories import (
     make_grants,
-    make_registration,
     make_server,
     reload_grant,
 )
@@ -822,21 +820,6 @@ def test_missing_credentials_postpone_the_batch_and_send_nothing(
             assert wait < timedelta(minutes=6)
         TokenGrant.objects.update(refresh_failures=20, refresh_due_at=timezone.now())
     assert ehr.requests_to("refresh") == []
-
-
-def test_grants_of_several_servers_in_one_message_each_go_to_their_own(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    other = make_registration(
-        server__slug="other", server__base_url="https://other.example.org/r4"
-    )
-    here, there = make_grants(ehr, registration, 2), make_grants(ehr, other, 2)
-    with transport.mounted("https://other.example.org", Away()):
-        result = refresh_grants([*there, *here])
-    assert result == RefreshResult(refreshed=2, failed=2)
-    assert set(
-        TokenGrant.objects.filter(pk__in=there).values_list("last_error", flat=True)
-    ) == {"server_unreachable"}
 
 
 def test_context_of_an_open_launch_goes_along(
