@@ -38,7 +38,7 @@ test: $(STAMP) ## Run the tests; what needs a missing service is skipped by name
 	@exec $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(ARGS)
 
 test-fast: $(STAMP) ## Run in under a minute what needs no service, server or browser
-	@exec $(BIN)/python -m pytest --numprocesses $(PROCESSES) \
+	@exec env HYPOTHESIS_PROFILE=few $(BIN)/python -m pytest --numprocesses $(PROCESSES) \
 		-m "not long and not browser and not process" $(FAST) $(ARGS)
 
 long: $(STAMP) ## Run the tests that take minutes

@@ -43,7 +43,8 @@ _COMMON = examples(
     deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 examples.register_profile("default", _COMMON, max_examples=200)
-examples.register_profile("ci", _COMMON, max_examples=2000)
+examples.register_profile("ci", _COMMON, max_examples=1000)
+examples.register_profile("few", _COMMON, max_examples=20)
 examples.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 _LONG = {"browser", "process", "timeout"}
