@@ -24,7 +24,7 @@ from tests.chaos.ehr import Ledger, give_tokens, make_ehr
 from tests.chaos.nodes import Node
 from tests.services import postgresql_url
 
-__all__ = ["Run", "Scale", "deploy", "running", "service_database"]
+__all__ = ["Run", "Scale", "deploy", "prepare", "running", "service_database"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -137,14 +137,22 @@ def service_database() -> Iterator[str]:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def _prepare(
+def prepare(
     scale: Scale,
     folder: Path,
     broker_url: str,
     database_url: str,
     servers: dict[str, list[tuple[str, str]]],
 ) -> dict[str, str]:
-    """Make tables, servers and their grants; returns what the processes need."""
+    """
+    Make tables, servers and their grants.
+
+    Args:
+        servers: by base URL, access and refresh token of each grant.
+
+    Returns:
+        The environment of the processes.
+    """
     environment = os.environ | scale.environment
     environment |= {
         "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
@@ -171,7 +179,7 @@ def deploy(scale: Scale, folder: Path, broker: Any, database_url: str) -> Iterat
     with ehr.serve("127.0.0.1"):
         tokens = give_tokens(ehr, scale.grants)
         servers = {ehr.base_url: tokens}
-        environment = _prepare(scale, folder, broker.url, database_url, servers)
+        environment = prepare(scale, folder, broker.url, database_url, servers)
         deployment = Deployment(folder, environment, ledger)
         run = Run(scale, deployment, ledger, broker, database_url)
         known = {digest(refresh): refresh for _, refresh in tokens}
