@@ -32,6 +32,7 @@ def main() -> None:
         **{name: value for name, value in values.items() if name.isupper()}
         | {
             "ROOT_URLCONF": "clinic_urls",
+            "SMART_LAUNCH_REDIRECT_URL": "django_smart:connections",
             "DATABASES": {
                 "default": {
                     "ENGINE": "django.db.backends.sqlite3",
@@ -51,12 +52,15 @@ def visit() -> None:
     from django.core.management import call_command
 
     from django_smart import transport
+    from django_smart.contrib.doctor.launch import try_launch
     from django_smart.models import Launch
     from django_smart.testing import EHRSimulator
     from tests import ehr as at
 
     call_command("check", fail_level="WARNING")
     call_command("migrate", verbosity=0)
+    found = list(try_launch())
+    assert found == [], found
     rosa = User.objects.create_user("rosa", password="a password of no value")
     at.make_registration()
     ehr = EHRSimulator(base_url=at.BASE_URL)

@@ -2,7 +2,8 @@
 The faults of the doctor's table, met as an operator meets them.
 
 The site runs in production under gunicorn with TLS, the EHR listens on another port,
-and ``smart_doctor`` is a process of its own.
+and ``smart_doctor`` is a process of its own.  ``SITE_PYTHON=…`` names the Python of an
+environment into which a wheel and gunicorn are installed, to examine that.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ __all__ = ["certificate"]
 pytestmark = [pytest.mark.long, pytest.mark.process]
 
 ROOT = Path(__file__).parents[3]
+INSTALLED = os.environ.get("SITE_PYTHON", "")
+PYTHON = INSTALLED or sys.executable
 URLS = """
 from django.contrib import admin
 from django.urls import include, path
@@ -109,7 +112,7 @@ class Site:
     def manage(self, *arguments: str, fails: bool = False) -> str:
         self._write_settings()
         ran = subprocess.run(
-            [sys.executable, "-m", "django", *arguments],
+            [PYTHON, "-m", "django", *arguments],
             cwd=self.folder,
             env=self._environment,
             capture_output=True,
@@ -140,7 +143,7 @@ class Site:
         with (self.folder / "web.log").open("w") as log:
             process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "gunicorn", "--threads", "4"),
+                    *(PYTHON, "-m", "gunicorn", "--threads", "4"),
                     *("--bind", f"127.0.0.1:{self.port}"),
                     *("--certfile", self.authority, "--keyfile", str(key)),
                     "django.core.wsgi:get_wsgi_application()",
@@ -164,7 +167,7 @@ class Site:
         return {
             "DJANGO_SETTINGS_MODULE": "settings",
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": f"{self.folder}:{ROOT}",
+            "PYTHONPATH": str(self.folder) if INSTALLED else f"{self.folder}:{ROOT}",
             "REQUESTS_CA_BUNDLE": self.authority,
         }
 

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.core.checks import run_checks
 from django.test import Client
 
-from django_smart.checks import check_structure
+from django_smart.contrib.doctor import examine
+from django_smart.contrib.doctor.launch import try_launch
+from tests.contrib.doctor.conftest import world
 from tests.ehr import get_callback, launch, make_browser, start_ehr_launch
+
+__all__ = ["world"]
 
 pytestmark = [
     pytest.mark.django_db,
-    pytest.mark.urls("tests.sites.urls"),
     pytest.mark.usefixtures("registration"),
 ]
 
@@ -73,5 +77,11 @@ def test_generated_address_is_not_shown_as_a_name(ehr):
     assert address not in _read(browser, "/smart/login/?server=harbour")
 
 
-def test_checks_are_silent():
-    assert check_structure() == []
+def test_checks_and_doctor_are_silent(world, settings):
+    found = run_checks(include_deployment_checks=True)
+    assert [each for each in found if not each.is_silenced()] == []
+    # As the site has it, not as the doctor's tests do.
+    settings.LOGIN_URL = "account_login"
+    settings.SMART_LAUNCH_REDIRECT_URL = "chart"
+    assert [each for each in examine([world.server]) if each.severity != "note"] == []
+    assert list(try_launch()) == []
