@@ -152,7 +152,7 @@ class Demo:
     def _start(self) -> None:
         self._add(
             "ehr",
-            *("manage.py", "smart_simulator", "--path", "/fhir"),
+            *("manage.py", "smart_simulator", "--path", "/fhir", "--verbosity", "0"),
             *("--host", _EHR_HOST, "--port", str(self.ehr_port)),
             *("--client-id", _CLIENT_ID, "--client-secret", _CLIENT_SECRET),
             *("--auth-method", "client_secret_basic"),

@@ -151,6 +151,8 @@ def test_demo_serves_both_origins_and_a_worker_until_it_is_stopped(demo, project
     # The first tick is sent as soon as beat runs, and is not worth a line.
     assert "refresh_due_grants[" not in _log(project)
     assert "Scheduler: Sending" not in _log(project)
+    # The demo has registered itself: no advice to do so.
+    assert "smart_register" not in _log(project)
     demo.send_signal(signal.SIGTERM)
     assert demo.wait(_LIMIT) == 0
     assert _group_is_gone(demo)

@@ -143,6 +143,12 @@ class Command(BaseCommand):
     def _greet(self, ehr: EHRSimulator, origin: str, options: dict[str, Any]) -> None:
         self.stdout.write(f"Simulated EHR: {origin}/")
         self.stdout.write(f"FHIR base URL: {ehr.base_url}")
+        if options["verbosity"] > 0:
+            self._explain(ehr)
+        self.stdout.flush()
+
+    def _explain(self, ehr: EHRSimulator) -> None:
+        """How to register its clients; not for a site that has registered them."""
         for client in ehr.clients.values():
             words = [
                 *("python", "manage.py", "smart_register"),
@@ -159,7 +165,6 @@ class Command(BaseCommand):
             self.stdout.write(f"  redirect URI: {', '.join(client.redirect_uris)}")
             self.stdout.write(f"  launch URL:   {client.launch_url}")
         self.stdout.write("\nStop with Ctrl+C.")
-        self.stdout.flush()
 
     def _log(self, request: RecordedRequest) -> None:
         """One line for each request; queries hold codes and states."""
