@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, load_command_class
 
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.faults import FAULTS
@@ -57,7 +58,10 @@ def test_it_serves_until_it_is_told_to_stop(
     assert found is not None, greeting
     base_url = found[1]
     assert base_url.endswith("/sim/fhir")
-    assert f"smart_register --base-url {base_url}" in greeting
+    (printed,) = re.findall(r"python manage.py (smart_register .*)", greeting)
+    command, *options = shlex.split(printed)
+    parser = load_command_class("django_smart", command).create_parser("", command)
+    assert parser.parse_args(options).base_url == base_url
     assert "http://127.0.0.1:9/a" in greeting
     document = requests.get(f"{base_url}/.well-known/smart-configuration").json()
     form = {"grant_type": "authorization_code"}

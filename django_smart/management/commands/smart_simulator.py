@@ -154,7 +154,7 @@ class Command(BaseCommand):
                 *("python", "manage.py", "smart_register"),
                 *("--base-url", ehr.base_url),
                 *("--client-id", client.client_id),
-                *("--auth-method", client.auth_method),
+                *("--token-endpoint-auth-method", client.auth_method),
                 *("--ehr-scope", f"launch {_SCOPE}"),
                 *("--standalone-scope", f"launch/patient {_SCOPE}"),
             ]
