@@ -44,7 +44,6 @@ from .signing_keys import ensure_active_key
 
 __all__ = [
     "ClientURLs",
-    "DynamicRegistration",
     "build_client_urls",
     "choose_callback",
     "ensure_key_of",
@@ -451,27 +450,12 @@ def _assign(row: FHIRServer | ClientRegistration, values: Mapping[str, Any]) -> 
 _LAST_SECOND = 253_402_300_799
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DynamicRegistration:
-    """
-    A registration that the server created, with further information from it.
-
-    Attributes:
-        secret_expires_at: when a new secret will be needed; ``None`` for never.
-        missing: requested scopes that the server did not register.
-    """
-
-    registration: ClientRegistration
-    secret_expires_at: datetime | None
-    missing: ScopeSet
-
-
 def register_dynamically(
     values: Mapping[str, Any],
     *,
     client_name: str = "",
     initial_access_token: str | None = None,
-) -> DynamicRegistration:
+) -> tuple[ClientRegistration, list[str]]:
     """
     Let the server issue a client id, and store it (RFC 7591, REG-06).
 
@@ -482,6 +466,9 @@ def register_dynamically(
         values: as for :func:`register_client`, without ``client_id`` and secret.
         client_name: shown on the approval page; empty for the site's host.
         initial_access_token: if the server's operator issued one.
+
+    Returns:
+        The registration, and remarks on what the server made otherwise than requested.
 
     Raises:
         ValidationError, ImproperlyConfigured: as :func:`register_client`.
@@ -522,15 +509,7 @@ def register_dynamically(
     server = registration.server
     copy_discovered(server, source=planned.server)
     logger.info("Registration %s was made by server %s", registration.pk, server.pk)
-    return DynamicRegistration(
-        registration=registration,
-        secret_expires_at=_get_secret_end(information),
-        missing=(
-            ScopeSet()
-            if information.scope is None
-            else ScopeSet.parse(information.scope).missing(metadata["scope"])
-        ),
-    )
+    return registration, list(_find_remarks(information, metadata["scope"]))
 
 
 def _build_metadata(
@@ -594,8 +573,15 @@ def _store(
         ) from exc
 
 
-def _get_secret_end(information: ClientInformation) -> datetime | None:
-    seconds = information.client_secret_expires_at
-    if information.client_secret is None or seconds is None:
-        return None
-    return datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC)
+def _find_remarks(information: ClientInformation, scope: str) -> Iterator[str]:
+    if information.scope is not None:
+        missing = ScopeSet.parse(information.scope).missing(scope)
+        if missing:
+            yield f"the server did not register the scopes {missing}."
+    ends_at = information.client_secret_expires_at
+    if information.client_secret is not None and ends_at is not None:
+        day = datetime.fromtimestamp(min(ends_at, _LAST_SECOND), UTC)
+        yield (
+            f"the client secret expires on {day:%Y-%m-%d}; register again before that "
+            "day."
+        )

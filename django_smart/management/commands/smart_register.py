@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from django_smart.protocol.json import parse_json
 from django_smart.protocol.quirks import QUIRKS
 from django_smart.servers.registering import (
     ClientURLs,
-    DynamicRegistration,
     build_client_urls,
     get_settable_fields,
     get_site_url,
@@ -171,7 +170,7 @@ class Command(BaseCommand):
             )
         entry = _read_options(options)
         try:
-            outcome = register_dynamically(
+            registration, remarks = register_dynamically(
                 entry,
                 client_name=options["client_name"] or "",
                 initial_access_token=_read_token(options["initial_access_token_env"]),
@@ -180,9 +179,8 @@ class Command(BaseCommand):
             said = getattr(exc, "error_description", "")
             said = f' The server says: "{said}"' if said else ""
             raise CommandError(f"{exc} ({exc.code}){said}") from exc
-        registration = outcome.registration
         answer = self._describe(registration, entry)
-        for remark in _describe_outcome(outcome):
+        for remark in remarks:
             self.stderr.write(f"{registration.server.slug}: {remark}")
         return {**answer, "client_id": registration.client_id}
 
@@ -296,18 +294,6 @@ def _explain(error: ValidationError) -> str:
         else f"{_as_option(name)}: {' '.join(messages)}"
         for name, messages in error.message_dict.items()
     )
-
-
-def _describe_outcome(outcome: DynamicRegistration) -> Iterator[str]:
-    """Remarks on what the server made otherwise than asked."""
-    if outcome.missing:
-        yield f"the server did not register the scopes {outcome.missing}."
-    if outcome.secret_expires_at is not None:
-        yield (
-            "the client secret expires on "
-            f"{outcome.secret_expires_at:%Y-%m-%d}; register again before that "
-            "day."
-        )
 
 
 def _read_token(variable: str | None) -> str | None:
