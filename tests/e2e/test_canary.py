@@ -454,14 +454,15 @@ def test_nothing_secret_is_in_what_a_worker_writes_or_is_sent(
         # Not just once: a job that finds an expired token sends a second request.
         real_ehr.faults = {"refresh_503", "revoke_invalid_request"}
         with site.worker("DEBUG") as log:
-            for line in (
-                "its revocation was refused",
-                "has no new access token: token_server_error",
-                " refreshed",
-            ):
-                wait_for(lambda line=line: line in log.read_text(), what=line)
-                if "no new access token" in line:
-                    real_ehr.faults.discard("refresh_503")
+
+            def wait_for_line(line: str) -> None:
+                wait_for(lambda: line in log.read_text(), what=line)
+
+            wait_for_line("has no new access token: token_server_error")
+            # Before anything else: each further failure doubles the wait for a retry.
+            real_ehr.faults.discard("refresh_503")
+            wait_for_line(" refreshed")
+            wait_for_line("its revocation was refused")
     real_ehr.faults.clear()
     text = log.read_text()
     for line in (
