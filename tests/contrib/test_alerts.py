@@ -108,10 +108,10 @@ def _cause_trouble(registrations: dict[str, ClientRegistration]) -> None:
 
 @contextmanager
 def _run_prometheus(folder: Path, port: int) -> Iterator[str]:
-    """Prometheus, which scrapes *port* twice a second; its address."""
+    """Prometheus, which scrapes *port* every second; its address."""
     config = folder / "prometheus.yml"
     config.write_text(
-        "global: {scrape_interval: 500ms, scrape_timeout: 400ms}\n"
+        "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
         f"rule_files: ['{_RULES}']\n"
         "scrape_configs:\n"
         "  - job_name: site\n"
@@ -173,7 +173,7 @@ def test_each_alert_fires_for_its_trouble_and_for_nothing_else(
 
     def wait(url: str, expected: dict[str, set[str]]) -> None:
         shown[0] = _read_metrics()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while _find_firing(url) != expected and time.monotonic() < deadline:
             time.sleep(0.5)
         assert _find_firing(url) == expected

@@ -44,7 +44,7 @@ def connect(settings: Any) -> Callable[..., FHIRClient]:
     settings.SMART_INSECURE_HTTP_HOSTS = {"localhost", "127.0.0.1"}
     create_signing_key("ES384")
     form = {"jwks": json.dumps(SigningKey.objects.as_jwks()), "dur": 15}
-    client_id = requests.post(f"{_ADDRESS}/auth/register", form, timeout=10).text
+    client_id = requests.post(f"{_ADDRESS}/auth/register", form, timeout=60).text
 
     def connect(boundary: str = "origin", **simulated: Any) -> FHIRClient:
         path = urlsafe_b64encode(json.dumps(simulated).encode()).decode().rstrip("=")
@@ -67,7 +67,7 @@ def connect(settings: Any) -> Callable[..., FHIRClient]:
 
 def count_all() -> int:
     url = f"{_ADDRESS}/fhir/$get-resource-counts"
-    counts = requests.get(url, timeout=10).json()["parameter"]
+    counts = requests.get(url, timeout=60).json()["parameter"]
     return sum(each["valueInteger"] for each in counts)
 
 

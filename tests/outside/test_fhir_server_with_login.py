@@ -92,7 +92,7 @@ def register(
         f"{_ADDRESS}/admin/oauth_clients",
         json=asked,
         headers={"X-FHIR-Admin-Token": os.environ["FHIR_SERVER_ADMIN_TOKEN"]},
-        timeout=10,
+        timeout=60,
     )
     assert answer.status_code == 201, answer.text
     made = answer.json()
@@ -139,7 +139,7 @@ def launch(registration: ClientRegistration) -> tuple[Client, Launch]:
 def get(path: str, token: str) -> int:
     """The status of an answer to what this site's own checks have not seen."""
     headers = {"Authorization": f"Bearer {token}"}
-    return requests.get(f"{_ADDRESS}/{path}", headers=headers, timeout=10).status_code
+    return requests.get(f"{_ADDRESS}/{path}", headers=headers, timeout=60).status_code
 
 
 @pytest.mark.parametrize("name", TYPES)

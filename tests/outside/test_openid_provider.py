@@ -86,7 +86,7 @@ def register(
         ensure_active_key(algorithm)
         asked["jwks"] = SigningKey.objects.as_jwks()
         asked["token_endpoint_auth_signing_alg"] = algorithm
-    answer = requests.post(f"{origin}/reg", json=asked, timeout=10)
+    answer = requests.post(f"{origin}/reg", json=asked, timeout=60)
     assert answer.status_code == 201, answer.text
     made = answer.json()
     return make_registration(
@@ -154,7 +154,7 @@ def test_client_launches_reads_refreshes_and_revokes(origin, name, kind):
     answer = requests.get(
         f"{origin}/fhir/Patient/{PATIENT}",
         headers={"Authorization": f"Bearer {token}"},
-        timeout=10,
+        timeout=60,
     )
     assert answer.status_code == 401
 

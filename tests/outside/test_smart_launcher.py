@@ -89,7 +89,7 @@ def _plain_http(settings: Any) -> None:
 def find_id(resource_type: str) -> str:
     """Of somebody at the open server that the launcher stands before."""
     url = f"{_ADDRESS}/v/r4/fhir/{resource_type}?_count=1"
-    entries = requests.get(url, timeout=10).json()["entry"]
+    entries = requests.get(url, timeout=60).json()["entry"]
     return str(entries[0]["resource"]["id"])
 
 

@@ -36,13 +36,14 @@ def test_silent_server_ends_at_the_read_limit():
 
 def test_silence_in_the_middle_ends_at_the_limit_of_the_call():
     def begin(sock, request):
-        server.wait(1.6)
+        server.wait(3)
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
         server.wait(60)
 
     with Server(begin) as server:
-        with ends_early(3.4), pytest.raises(ServerTimeoutError):
-            send(server.url, total=2)
+        # Early enough: a limit that began anew after the headers would take 7 seconds.
+        with ends_early(6.9), pytest.raises(ServerTimeoutError):
+            send(server.url, total=4)
         assert len(server.requests) == 1
 
 
