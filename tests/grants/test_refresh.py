@@ -115,6 +115,19 @@ def test_token_is_refreshed_shortly_before_its_end(
     assert grant.is_stale(now) is is_stale
 
 
+def test_use_of_a_grant_is_noted_once_a_day(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    # Grants that no one uses are refreshed less often (SMART_REFRESH_IDLE_AFTER).
+    TokenGrant.objects.update(last_used_at=timezone.now() - timedelta(days=2))
+    noted: list[Any] = []
+    for _ in range(2):
+        get_access_token(reload_grant(grant.pk))
+        noted.append(reload_grant(grant.pk).last_used_at)
+    assert timezone.now() - noted[0] < timedelta(minutes=5)
+    assert noted[0] == noted[1]
+
+
 @pytest.mark.compliance("REF-07")
 def test_rotated_refresh_token_replaces_the_old_one(
     ehr: EHRSimulator, grant: TokenGrant
@@ -389,9 +402,13 @@ def test_nobody_sees_tokens_of_another_patient_not_even_after_a_crash(
     grant = expire(reload_grant(opened.grant_id), ehr)
     ehr.faults.add("refresh_other_patient")
 
+    stored_tokens: list[str] = []
+
     def crash(execute: Any, sql: str, *args: Any) -> Any:
-        if sql.startswith("UPDATE") and "django_smart_launch" in sql:
+        if sql.startswith("UPDATE") and stored_tokens:
             raise KeyboardInterrupt
+        if sql.startswith("UPDATE") and "refresh_token" in sql.partition(" WHERE ")[0]:
+            stored_tokens.append(sql)
         return execute(sql, *args)
 
     with connection.execute_wrapper(crash), pytest.raises(KeyboardInterrupt):

@@ -35,6 +35,7 @@ from tests.answers import after_answer
 from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, listening, make_browser
 from tests.factories import (
+    find_due,
     make_grants,
     make_server,
     reload_grant,
@@ -820,6 +821,23 @@ def test_missing_credentials_postpone_the_batch_and_send_nothing(
             assert wait < timedelta(minutes=6)
         TokenGrant.objects.update(refresh_failures=20, refresh_due_at=timezone.now())
     assert ehr.requests_to("refresh") == []
+
+
+def test_token_that_cannot_be_decrypted_fails_alone(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    broken, good = make_grants(ehr, registration, 2)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE django_smart_tokengrant SET refresh_token = 'x' WHERE id = %s",
+            [broken],
+        )
+    assert refresh_grants([broken, good]) == RefreshResult(refreshed=1, failed=1)
+    row = TokenGrant.objects.filter(pk=broken).defer("refresh_token")
+    assert row.values_list("status", "last_error", "lease_owner").get() == (
+        *("active", "credentials_unusable", ""),
+    )
+    assert not find_due().filter(pk=broken).exists()
 
 
 def test_context_of_an_open_launch_goes_along(
