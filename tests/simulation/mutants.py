@@ -1,7 +1,8 @@
 """
-Faults that the package once had, put back while a simulation runs.
+Faults that only several processes and chance bring out, put back in a simulation.
 
-Each is found by a promise that it breaks, in a scenario where it matters.
+Each is found by a promise that it breaks.  A fault that a unit test finds is not here;
+``tests/mutants.py`` draws others at random.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,17 +19,13 @@ from typing import Any
 from unittest import mock
 
 from django.db import InterfaceError, OperationalError, connections
-from django.utils import timezone
 
 from django_smart import tasks
 from django_smart.grants import refresh_response, stopping, turn
-from django_smart.models import ClientRegistration, TokenGrant
-from django_smart.models import grant as grant_models
+from django_smart.models import ClientRegistration
 from django_smart.models.clock import DatabaseNow
 from django_smart.models.grant import TokenGrantQuerySet
 from django_smart.models.server_state import ServerStateQuerySet
-from django_smart.protocol.token import TokenResponse
-from django_smart.servers import http
 from tests.simulation.world import Scenario
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -75,15 +72,6 @@ def _expire_messages() -> tuple[tuple[Any, str, Any], ...]:
     task = tasks.refresh_grants
     sender = SimpleNamespace(delay=lambda *args: task.apply_async(args, expires=45))
     return ((tasks, "refresh_grants", sender),)
-
-
-_sign = http._prepare_private_key_jwt
-
-
-def _sign_by_own_clock(
-    registration: ClientRegistration, *, token_endpoint: str, clock: Any
-) -> Any:
-    return _sign(registration, token_endpoint=token_endpoint, clock=timezone.now)
 
 
 def _give_up(write: Callable[[], Any], *, grant_id: int | None = None) -> Any:
@@ -134,14 +122,6 @@ def _take_any_turn(
     return rows.update(turn_token=token, turn_until=until) == 1
 
 
-def _take_lease_of_any_tokens(
-    grants: TokenGrantQuerySet, grant: TokenGrant, *, owner: str, length: timedelta
-) -> bool:
-    rows = grants.active().filter(grant_models._is_free(), pk=grant.pk)
-    until = DatabaseNow(length)
-    return rows.update(lease_owner=owner, lease_expires_at=until) == 1
-
-
 def _take_expired_leases(
     grants: TokenGrantQuerySet, pks: Sequence[int], *, owner: str, length: timedelta
 ) -> int:
@@ -150,31 +130,7 @@ def _take_expired_leases(
     return _take_leases(grants, pks, owner=owner, length=length)
 
 
-def _store_whatever_is_there(
-    grants: TokenGrantQuerySet,
-    grant: TokenGrant,
-    *,
-    used_digest: str,
-    changed: Collection[str] = (),
-) -> bool:
-    digest = grants.values_list("refresh_token_digest", flat=True).get(pk=grant.pk)
-    return _store(grants, grant, used_digest=digest, changed=changed)
-
-
-def _put_without_status(
-    tokens: TokenResponse, grant: TokenGrant, *, now: Any
-) -> list[str]:
-    changed = _put(tokens, grant, now=now)
-    return [each for each in changed if each != "status"]
-
-
-def _exclude_nothing(grants: TokenGrantQuerySet) -> TokenGrantQuerySet:
-    return grants
-
-
 _take_leases = TokenGrantQuerySet.take_leases
-_store = TokenGrantQuerySet.store_refreshed
-_put = refresh_response._put
 _QUIET: dict[str, Any] = {"seconds": 600.0, "calm": 300.0, "lifetimes": (600,)}
 _FAST = ("fast", "fast", "fast", "fast")
 
@@ -189,46 +145,6 @@ MUTANTS = (
             "grants": 40,
             "workers": 2,
             "kinds": _FAST,
-            "faults": (),
-        },
-    ),
-    Mutant(
-        row="1 assertions are dated by the clock of a host",
-        seed=1,
-        finding="refuses an assertion",
-        patches=((http, "_prepare_private_key_jwt", _sign_by_own_clock),),
-        scenario={
-            **_QUIET,
-            "grants": 40,
-            "workers": 2,
-            "kinds": _FAST,
-            "faults": (),
-        },
-    ),
-    Mutant(
-        row="2 a slow server takes all processes",
-        seed=2,
-        finding="is due for",
-        patches=((turn, "_LONGEST", 1e9),),
-        scenario={
-            **_QUIET,
-            "grants": 1600,
-            "workers": 2,
-            "kinds": ("fast", "slow", "slow", "slow"),
-            "backlog": 0.8,
-            "faults": (),
-        },
-    ),
-    Mutant(
-        row="3 a storm ends every grant",
-        seed=1,
-        finding="are lost",
-        patches=((refresh_response, "refuses_nearly_all", lambda _: False),),
-        scenario={
-            **_QUIET,
-            "seconds": 2400.0,
-            "grants": 80,
-            "kinds": ("fast", "storm"),
             "faults": (),
         },
     ),
@@ -259,22 +175,6 @@ MUTANTS = (
             "backlog": 1.0,
             "faults": ("stop",),
             "every": 15.0,
-        },
-    ),
-    Mutant(
-        row="17 grants that always fail go first",
-        seed=1,
-        finding="is due for",
-        patches=(
-            (turn, "get_rank", lambda *_, **__: 0),
-            (turn, "is_to_blame", lambda *_: False),
-        ),
-        scenario={
-            **_QUIET,
-            "seconds": 1200.0,
-            "grants": 120,
-            "kinds": ("fast", "broken"),
-            "faults": (),
         },
     ),
     Mutant(
@@ -320,18 +220,6 @@ MUTANTS = (
         },
     ),
     Mutant(
-        row="22 the pause that a server asked for is forgotten",
-        seed=1,
-        finding="is asked although it rests",
-        patches=((ServerStateQuerySet, "pause", lambda *_, **__: None),),
-        scenario={
-            **_QUIET,
-            "grants": 80,
-            "kinds": ("fast", "rest"),
-            "faults": (),
-        },
-    ),
-    Mutant(
         row="23 a turn is taken that is another process's",
         seed=1,
         finding="more than its limit",
@@ -346,23 +234,6 @@ MUTANTS = (
         },
     ),
     Mutant(
-        row="24 a lease is taken for tokens that were replaced",
-        seed=1,
-        finding="is refreshed again by a page",
-        patches=((TokenGrantQuerySet, "take_lease", _take_lease_of_any_tokens),),
-        scenario={
-            **_QUIET,
-            "seconds": 1200.0,
-            "grants": 12,
-            "kinds": ("still", "still"),
-            "lifetimes": (60,),
-            "faults": ("stop",),
-            "every": 3.0,
-            "pages": 1.0,
-            "renewals": 0.5,
-        },
-    ),
-    Mutant(
         row="25 an expired lease is taken at once",
         seed=3,
         finding="is sent twice",
@@ -374,50 +245,6 @@ MUTANTS = (
             "kinds": ("slow", "slow"),
             "faults": ("away",),
             "every": 60.0,
-        },
-    ),
-    Mutant(
-        row="26 late tokens are stored over newer ones",
-        seed=1,
-        finding="is sent twice",
-        patches=((TokenGrantQuerySet, "store_refreshed", _store_whatever_is_there),),
-        scenario={
-            **_QUIET,
-            "seconds": 1200.0,
-            "grants": 40,
-            "kinds": _FAST,
-            "lifetimes": (60,),
-            "faults": ("stop",),
-            "every": 5.0,
-        },
-    ),
-    Mutant(
-        row="27 tokens of another patient are stored before their grant ends",
-        seed=1,
-        finding="has the tokens of another patient",
-        patches=((refresh_response, "_put", _put_without_status),),
-        scenario={
-            **_QUIET,
-            "seconds": 1200.0,
-            "grants": 400,
-            "kinds": ("fast", "mixed"),
-            "faults": ("kill",),
-            "every": 5.0,
-        },
-    ),
-    Mutant(
-        row="28 a grant is revived that its owner has replaced",
-        seed=1,
-        finding="is active, and was replaced",
-        patches=((TokenGrantQuerySet, "not_replaced", _exclude_nothing),),
-        scenario={
-            **_QUIET,
-            "seconds": 1200.0,
-            "grants": 60,
-            "kinds": _FAST,
-            "lifetimes": (120,),
-            "faults": ("stop",),
-            "every": 5.0,
         },
     ),
 )
