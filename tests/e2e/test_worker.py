@@ -54,18 +54,12 @@ def _wait_for_refresh(ehr: EHRSimulator, log: Path) -> float:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    "broker",
-    [
-        pytest.param("filesystem://", id="files"),
-        pytest.param(redis_url(7), id="redis", marks=pytest.mark.redis),
-    ],
-)
+@pytest.mark.redis
 def test_worker_refreshes_an_offline_grant_before_it_expires(
-    tmp_path: Path, ehr_of_short_lives: EHRSimulator, broker: str
+    tmp_path: Path, ehr_of_short_lives: EHRSimulator
 ) -> None:
     ehr = ehr_of_short_lives
-    site = ExampleSite(tmp_path, CELERY_BROKER_URL=broker)
+    site = ExampleSite(tmp_path, CELERY_BROKER_URL=redis_url(7))
     _connect(site, ehr)
     with site.worker() as log:
         waited = _wait_for_refresh(ehr, log)
