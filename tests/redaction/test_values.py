@@ -57,7 +57,7 @@ authorization_endpoint authorization_response_iss_parameter_supported base_url
 canonical_url capabilities changes client_id client_secret_expires_at
 code_challenge_methods_supported connect context_changed Deviation.code
 deviations duration end_session_endpoint
-endpoint error etag evidence expires_at form_encode
+endpoint error error_code etag evidence expires_at form_encode
 generated grant_types_supported host
 id_token_signing_alg_values_supported insecure_hosts interaction
 introspection_endpoint_auth_methods_supported
