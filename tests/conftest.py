@@ -39,8 +39,11 @@ from tests.transport.servers import Server, answer
 __all__ = ["celery_app", "ehr", "registration"]
 
 # How much Hypothesis tries. No deadline: machines that run the tests are shared.
+# All examples of a test share its fixtures.
 _COMMON = examples(
-    deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 examples.register_profile("default", _COMMON, max_examples=200)
 examples.register_profile("ci", _COMMON, max_examples=1000)

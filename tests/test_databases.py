@@ -80,7 +80,10 @@ class _Suite:
 
     def __init__(self, database_url: str, log: Path, *selection: str) -> None:
         self._url, self._log = database_url, log
-        environment = os.environ | {"DATABASE_URL": database_url}
+        environment = os.environ | {
+            "DATABASE_URL": database_url,
+            "HYPOTHESIS_PROFILE": "few",
+        }
         # What measures or filters this run is not meant for the inner one.
         for name in list(environment):
             if name.startswith(("PYTEST_", "COV_", "COVERAGE_")):

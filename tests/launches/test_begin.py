@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 import requests
 from django.db import connection
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from django_smart import transport
@@ -314,11 +314,6 @@ _TEXT = st.one_of(
 
 @pytest.mark.compliance("CALL-07")
 @pytest.mark.usefixtures("registration")
-@settings(
-    max_examples=200,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 @given(iss=st.one_of(_TEXT, st.just(BASE_URL)), launch_id=_TEXT)
 def test_no_value_breaks_the_launch_address(
     ehr: EHRSimulator, iss: str, launch_id: str
@@ -333,11 +328,6 @@ def test_no_value_breaks_the_launch_address(
 
 @pytest.mark.compliance("CALL-08")
 @pytest.mark.usefixtures("registration")
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 @given(server=st.one_of(_TEXT, st.just("harbour")), next_url=_TEXT)
 def test_no_value_breaks_the_login_address(
     ehr: EHRSimulator, server: str, next_url: str

@@ -12,7 +12,7 @@ import pytest
 import time_machine
 from django.contrib.auth import get_user_model
 from django.utils import timezone
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from django_smart import transport
@@ -242,11 +242,6 @@ _VALUES = st.one_of(
 
 
 @pytest.mark.compliance("CALL-07")
-@settings(
-    max_examples=250,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 @given(pairs=st.lists(st.tuples(_NAMES, _VALUES), max_size=6), with_state=st.booleans())
 def test_no_value_breaks_the_callback(
     ehr: EHRSimulator, pairs: list[tuple[str, str]], with_state: bool
