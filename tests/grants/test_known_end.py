@@ -180,6 +180,18 @@ def test_grants_past_their_known_end_do_not_stop_the_registration(
     assert reload_grant(good).status == "needs_reauthorization"
 
 
+def test_grants_before_their_known_end_stop_it_as_any_other(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    values = {"ends_at": timezone.now() + DAY, "ends_soon_at": timezone.now()}
+    make_grants(ehr, registration, 30, **values)
+    ehr.faults.add("refresh_invalid_grant")
+    refresh_due()
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "grants_refused"
+    assert TokenGrant.objects.active().count() == 10
+
+
 def test_operator_gets_no_grant_back_that_was_past_its_known_end(
     registration: ClientRegistration,
 ) -> None:
