@@ -80,24 +80,9 @@ class FHIRClient(FHIRConnection):
     iterate_pages = iterate_pages
     resolve = resolve
 
-    def read(
-        self,
-        resource_type: str,
-        id: str,  # noqa: A002  # FHIR's own name
-        *,
-        summary: str = "",
-        elements: Sequence[str] = (),
-    ) -> dict[str, Any]:
-        """
-        Read one resource.
-
-        Args:
-            summary: ``_summary``: ``"true"``, ``"text"`` or ``"data"``.
-            elements: ``_elements``: names of the requested elements.  The server may
-                send more; do not write the result back.
-        """
-        interaction = build_read(resource_type, id, summary=summary, elements=elements)
-        return self.perform_read(interaction)
+    def read(self, resource_type: str, id: str) -> dict[str, Any]:  # noqa: A002
+        """Read one resource."""
+        return self.perform_read(build_read(resource_type, id))
 
     def vread(
         self,

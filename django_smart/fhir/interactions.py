@@ -159,24 +159,15 @@ def build_read(
     id: str,  # noqa: A002  # FHIR's own name
     *,
     version_id: str | None = None,
-    summary: str = "",
-    elements: Sequence[str] = (),
 ) -> Interaction:
     """Read a resource, or one version of it."""
     path = f"{validate_resource_type(resource_type)}/{validate_id(id)}"
     if version_id is not None:
         path += f"/_history/{validate_id(version_id)}"
-    params = []
-    if summary:
-        params.append(("_summary", summary))
-    if elements:
-        if isinstance(elements, str):
-            raise FHIRRequestError("elements must be a list of names, not a string.")
-        params.append(("_elements", ",".join(elements)))
     return Interaction(
         name="read" if version_id is None else "vread",
         method="GET",
-        path=_with_query(path, params),
+        path=path,
         resource_type=resource_type,
         id=id,
     )
@@ -356,7 +347,7 @@ def refuse_part(resource: Mapping[str, Any]) -> None:
         if isinstance(tag, Mapping) and tag.get("code") == "SUBSETTED":
             raise FHIRRequestError(
                 "The resource is incomplete (SUBSETTED), as returned by "
-                "summary= or elements=: read all of it, or use patch()."
+                "_summary or _elements: read all of it, or use patch()."
             )
 
 

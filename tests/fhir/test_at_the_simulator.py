@@ -203,7 +203,7 @@ def test_conditions_find_one_resource_or_none(fhir: FHIRClient) -> None:
 
 
 def test_part_of_a_resource_is_marked_as_one(fhir: FHIRClient) -> None:
-    part = fhir.read("Patient", PATIENT, elements=["gender"])
+    part = fhir.search("Patient", _id=PATIENT, _elements="gender")[0]
     assert set(part) == {"resourceType", "id", "meta", "gender"}
     assert part["meta"]["tag"][0]["code"] == "SUBSETTED"
 

@@ -43,15 +43,6 @@ def sent(grant: Grant) -> tuple[str, str, dict[str, str], Any]:
 # Reading
 
 
-def test_read_asks_for_a_part(grant):
-    grant.server.on("Patient/1?_summary=text", respond(resource("Patient", "1")))
-    grant.server.on("Patient/1?_elements=id%2Cname", respond(resource("Patient", "1")))
-    grant.client.read("Patient", "1", summary="text")
-    grant.client.read("Patient", "1", elements=["id", "name"])
-    with pytest.raises(FHIRRequestError):
-        grant.client.read("Patient", "1", elements="name")
-
-
 def resource(resource_type: str, resource_id: str, **members: Any) -> dict[str, Any]:
     return {"resourceType": resource_type, "id": resource_id, **members}
 
