@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
@@ -299,39 +298,13 @@ def test_search_is_sent_as_written_and_its_result_is_checked(asked, sent):
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        *("Observation?patient=p2", "Observation?subject:Patient=p2"),
-        *("Patient?_id=p1,p2", "Patient/p2"),
-        *("Patient/p2/Observation", "Patient/p2/$everything", "Patient/$everything"),
-        *("Binary?_id=b1", "Observation/_history", "_history"),
-        *("Questionnaire/q1/$populate?subject=p2", "Observation/$lastn?patient=p2"),
-    ],
-)
-def test_another_patient_by_name_is_refused_before_anything_is_sent(path):
-    grant = make_grant()
-    with pytest.raises(ForeignPatientError):
-        ask(grant, path)
-    assert grant.server.requests == []
-
-
-@pytest.mark.parametrize(
     "subject",
     [
-        {"reference": "Patient/p2", "type": "Patient"},
         {"type": "Patient", "display": "Ada"},
         {"reference": "Patient/p1", "type": "Group"},
-        {"reference": "Group/p1"},
-        {"reference": "#p1"},
-        {"reference": "Patient/p1/"},
         {"reference": "Patient/p1#x"},
-        {"reference": "Patient/p1?x=1"},
         {"reference": "Patient/p1/_history/"},
         {"reference": "Patient/p1/_history/1/x"},
-        {"reference": f"{BASE}/Patient/p1/"},
-        {"identifier": {"value": "p1"}},
-        "Patient/p1",
-        [{"reference": "Patient/p1"}],
     ],
 )
 def test_subject_is_the_reference_and_no_other_form(subject):
@@ -561,23 +534,10 @@ def test_export_is_sent_where_the_server_decides(granted):
             "PractitionerRole?practitioner._has%3AObservation%3Aperformer%3Apatient=p1",
             "",
         ),
-        ("Practitioner?_has%3AObservation%3Aperformer%3Apatient=p1", ""),
-        ("Slot?schedule.actor=Patient%2Fp1", ""),
-        ("Observation?_list=1", "&patient=p1"),
         ("Slot?schedule.actor=Practitioner%2Fd1%2CLocation%2F1", ""),
-        (f"Slot?schedule.actor={quote(BASE, safe='')}%2FPractitioner%2Fd1", ""),
-        ("Slot?schedule.actor%3APractitioner=d1", ""),
         ("Medication?code%3Ain=ValueSet%2F1", ""),
-        ("Medication?code%3Anot-in=http%3A%2F%2Fx.example%2FList%7C1", ""),
-        ("PractitionerRole?practitioner.family=Li", ""),
-        ("MedicationRequest?medication.code=1", "&patient=p1"),
-        ("Observation?performer%3APractitioner.family=Li", "&patient=p1"),
-        ("Observation?patient.general-practitioner.family=Li", "&patient=p1"),
         ("Observation?subject%3APatient.family=Li", "&patient=p1"),
-        ("Observation?_sort=-date%2Cpatient.family", "&patient=p1"),
         ("Patient?_has%3AObservation%3Apatient%3Acode=1", "&_id=p1"),
-        ("Patient?_has%3AObservation%3Apatient%3Acode%3Ain=http%3A%2F%2Fx", "&_id=p1"),
-        ("PractitionerRole?service.name=Li", ""),
         ("Coverage?beneficiary.identifier=1", "&patient=p1"),
         # A server may ignore a name, or a modifier, that it does not know.
         ("Observation?PATIENT=p1", "&patient=p1"),
@@ -697,18 +657,11 @@ def test_target_of_a_change_is_read_first(change: Any):
     assert grant.server.requests[-1].headers["If-Match"] == 'W/"3"'
 
 
-@pytest.mark.parametrize("scope", ["patient/*.cruds", "patient/*.cud"])
-def test_patch_that_touches_whose_a_resource_is_is_not_sent(scope):
-    grant = make_grant(scope, may_write_unread=True)
-    for patch in (
-        [{"op": "replace", "path": "/subject", "value": {"reference": "Patient/p1"}}],
-        [{"op": "replace", "path": "", "value": MINE}],
-        [{"op": "move", "from": "/subject/reference", "path": "/method/text"}],
-        [{"op": "remove", "path": "/contained"}],
-        [{"op": "remove", "path": "/Subject"}],
-    ):
-        with pytest.raises(ForeignPatientError):
-            grant.client.patch("Observation", "o1", patch)
+def test_patch_that_moves_what_says_whose_a_resource_is_is_not_sent():
+    grant = make_grant()
+    move = {"op": "move", "from": "/subject/reference", "path": "/method/text"}
+    with pytest.raises(ForeignPatientError):
+        grant.client.patch("Observation", "o1", [move])
     assert grant.server.requests == []
 
 
@@ -775,15 +728,6 @@ def test_condition_finds_what_is_changed():
         grant.client.delete("Observation", where={"identifier": "1"})
 
 
-@pytest.mark.parametrize(
-    "scope", ["user/*.cruds", "system/*.cruds", "patient/*.rs user/Observation.rs"]
-)
-def test_other_scopes_leave_it_to_the_server(scope):
-    grant = make_grant(scope)
-    grant.server.on("Observation/o1", respond(OTHERS))
-    assert grant.client.read("Observation", "o1") == OTHERS
-
-
 @pytest.mark.parametrize("level", ["user", "patient"])
 def test_what_the_server_decides_on_is_not_therefore_the_patients(level):
     grant = make_grant(f"patient/*.rs {level}/Observation.rs")
@@ -825,62 +769,27 @@ def test_what_is_malformed_is_told_as_such():
             grant.client.read("Observation", "o1")
 
 
-ABOUT_ONE = [
-    "Observation/o1/_history",
-    "Observation/o1/_history?_summary=count",
-    "Observation/o1/$everything?_type=Medication",
-    "Observation/o1/$everything?_getpagesoffset=9999",
-    "Observation/o1/$everything?_summary=count",
-]
 # It does not say whose it is.
 COUNTED = respond(bundle(total=3))
 
 
-@pytest.mark.parametrize("path", ABOUT_ONE)
-def test_resource_is_read_before_anything_is_asked_about_it(path):
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("Observation/o1/_history/1", MINE),
+        # It does not say whose it is.
+        ("Observation/o1/_history?_summary=count", bundle(type="history", total=3)),
+    ],
+)
+def test_version_is_the_patients_only_while_the_resource_is(path, answer):
     grant = make_grant()
-    grant.server.on(path, COUNTED)
-    for held, error in [
-        (respond(OTHERS), ForeignPatientError),
-        (respond(b"", 404), FHIRNotFoundError),
-        (respond(b"", 410), FHIRNotFoundError),
-    ]:
-        grant.server.on("Observation/o1", held)
-        with pytest.raises(error):
-            ask(grant, path)
-        assert set(grant.server.urls) == {f"{BASE}/Observation/o1"}
-    grant.server.on("Observation/o1", respond(MINE))
-    assert ask(grant, path)["total"] == 3
-
-
-def test_version_is_the_patients_only_while_the_resource_is():
-    grant = make_grant()
-    path = "Observation/o1/_history/1"
-    grant.server.on(path, respond(MINE))
+    grant.server.on(path, respond(answer))
     grant.server.on("Observation/o1", respond(OTHERS))
     with pytest.raises(ForeignPatientError):
         ask(grant, path)
     assert grant.server.urls == [f"{BASE}/Observation/o1"]
     grant.server.on("Observation/o1", respond(MINE))
-    assert ask(grant, path) == MINE
-
-
-@pytest.mark.parametrize("path", ABOUT_ONE)
-def test_resource_is_read_before_a_batch_asks_about_it(path):
-    grant = make_grant()
-    answer = {"response": {"status": "200"}, "resource": bundle(total=3)}
-    grant.server.answers[BASE] = [
-        respond(bundle(type="batch-response", entry=[answer]))
-    ]
-    entry = {"request": {"method": "GET", "url": path}}
-    batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
-    asked = parse_interaction("POST", "", body=batch)
-    grant.server.on("Observation/o1", respond(OTHERS))
-    with pytest.raises(ForeignPatientError):
-        grant.client.perform(asked)
-    assert grant.server.urls == [f"{BASE}/Observation/o1"]
-    grant.server.on("Observation/o1", respond(MINE))
-    assert grant.client.perform(asked).status_code == 200
+    assert ask(grant, path) == answer
 
 
 @pytest.mark.parametrize(
@@ -915,10 +824,7 @@ def test_operation_requires_a_scope_for_reading():
     ("asked", "sent"),
     [
         ("Observation/$lastn?_summary=text", "Observation/$lastn?patient=p1"),
-        ("Encounter/$everything?_count=5", "Encounter/$everything?_count=5"),
         ("Encounter/$everything?_summary=true", "Encounter/$everything"),
-        ("Encounter/$everything?_summary=data", "Encounter/$everything?_summary=data"),
-        ("Observation?_summary=count", "Observation?_summary=count&patient=p1"),
         (
             "Observation/$lastn?_summary=count",
             "Observation/$lastn?_summary=count&patient=p1",
@@ -957,31 +863,9 @@ def test_parameter_names_the_patient_at_any_depth(name):
             else:
                 with pytest.raises(ForeignPatientError):
                     call(path, grant, parameter)
-    forms = [{"reference": f"{BASE}/Patient/p1"}]
-    forms += [{"reference": r} for r in ("p2", "Group/1", f"{BASE}/p2", "urn:uuid:1")]
-    for form in forms:
-        parameter = {"name": name, "valueReference": form}
-        if form == forms[0]:
-            assert call(path, grant, parameter)["total"] == 3
-        else:
-            with pytest.raises(ForeignPatientError):
-                call(path, grant, parameter)
+    own = {"name": name, "valueReference": {"reference": f"{BASE}/Patient/p1"}}
+    assert call(path, grant, own)["total"] == 3
     assert len(grant.server.requests) == 4
-
-
-@pytest.mark.parametrize("number", ["9" * 4400, "-0", "1e999999999"])
-def test_answer_with_any_number_is_checked(number):
-    grant = make_grant()
-    for resource, is_own in [(MINE, True), (OTHERS, False)]:
-        body = json.dumps({**resource, "valueDecimal": 0}).replace(
-            ": 0}", f": {number}}}"
-        )
-        grant.server.on("Observation/o1", respond(body.encode()))
-        if is_own:
-            assert str(grant.client.read("Observation", "o1")["valueDecimal"]) == number
-        else:
-            with pytest.raises(ForeignPatientError):
-                grant.client.read("Observation", "o1")
 
 
 @pytest.mark.parametrize(
@@ -1021,22 +905,6 @@ def test_pages_are_read_as_the_server_links_to_them():
         grant.server.on(url, respond(page))
     assert len(list(grant.client.iterate_pages(first))) == 4
     assert grant.server.urls == pages
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        *(("GET", path) for path in ("", "a/b/c/d/e", "Patient/1/2", "patient/1")),
-        *(("GET", path) for path in ("Patient/../1", "Patient/1/_history/..", "$")),
-        *(("POST", path) for path in ("Patient/1", "", "Patient/1/_history")),
-        *(("PUT", path) for path in ("", "Patient/1/Observation", "metadata")),
-        ("TRACE", "Patient/1"),
-        ("GET", "Patient?" + "a=1&" * 101),
-    ],
-)
-def test_request_that_is_no_interaction_is_refused(method, path):
-    with pytest.raises(FHIRRequestError):
-        parse_interaction(method, path)
 
 
 @pytest.mark.parametrize(
@@ -1083,26 +951,6 @@ def test_bundle_that_an_operation_makes_is_none_that_is_stored(level, type_):
         assert ask(grant, f"{stored}/$meta") == others
 
 
-@pytest.mark.parametrize(
-    "scope",
-    ["patient/Bundle.rs?type=x patient/Observation.rs", "patient/*.rs?status=final"],
-)
-def test_scope_with_parameters_leaves_out_no_bundle_of_what_it_selects(scope):
-    grant = make_grant(scope)
-    path, final = "Observation/o1", {**MINE, "status": "final"}
-    grant.server.on(path, respond(final))
-    grant.server.on(f"{path}/_history", respond(bundle(final, type="history")))
-    assert ask(grant, f"{path}/_history")["entry"] == [{"resource": final}]
-
-
-def test_patients_of_a_user_scope_are_found_at_their_addresses():
-    grant = make_grant("user/Patient.rs patient/Observation.rs")
-    entry = {"resource": {"resourceType": "Patient", "id": "p2"}}
-    url = f"{BASE}/Patient/p2"
-    grant.server.on("Patient?name=x", respond(bundle(entry=[{"fullUrl": url} | entry])))
-    assert list(grant.client.search("Patient", name="x")) == [entry["resource"]]
-
-
 @pytest.mark.parametrize("number", [0, 2])
 def test_patch_by_a_search_with_no_single_match_is_checked_as_unread(number):
     grant = make_grant()
@@ -1117,22 +965,6 @@ def test_patch_by_a_search_with_no_single_match_is_checked_as_unread(number):
         with pytest.raises(error):
             grant.client.patch("Observation", None, patch, where={"identifier": "1"})
     assert [one.method for one in grant.server.requests] == ["GET", "PATCH"]
-
-
-FHIRPATH = {"resourceType": "Parameters", "parameter": [{"name": "operation"}]}
-
-
-@pytest.mark.parametrize("patch", [{"subject": None}, FHIRPATH, ["x"]])
-def test_patch_of_another_kind_is_refused(patch):
-    grant = make_grant()
-    grant.server.on("Observation/o1", respond(MINE))
-    asked = parse_interaction("PATCH", "Observation/o1", body=patch)
-    with pytest.raises(FHIRRequestError):
-        grant.client.perform(asked)
-    assert "PATCH" not in {request.method for request in grant.server.requests}
-    grant = make_grant("user/*.cruds")
-    grant.server.on("Observation/o1", respond(MINE))
-    assert grant.client.perform(asked).status_code == 200
 
 
 @pytest.mark.parametrize("scope", ["patient/*.cruds", "patient/*.cud"])

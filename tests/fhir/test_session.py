@@ -72,21 +72,6 @@ def test_other_places_get_no_authorization_at_all(
     assert grant.exchanges == []
 
 
-@pytest.mark.compliance("BACK-11")
-def test_bulk_export_takes_the_bearer_along_and_leaves_it_at_the_server(grant, session):
-    status, stored = f"{BASE}/bulk/1", "https://storage.example.org/1.ndjson"
-    grant.server.on("$export", respond({}, 202, content_location=status))
-    grant.server.on(status, respond({}, 202), respond({"output": [{"url": stored}]}))
-    grant.server.on(stored, respond({}))
-    started = session.get(f"{BASE}/$export", headers={"Prefer": "respond-async"})
-    assert (started.status_code, started.headers["Content-Location"]) == (202, status)
-    assert session.get(status).status_code == 202
-    (file,) = session.get(status).json()["output"]
-    assert session.get(file["url"]).ok
-    assert grant.server.requests[0].headers["Prefer"] == "respond-async"
-    assert grant.server.bearers == ["Bearer token-1"] * 3 + [None]
-
-
 def test_own_authorization_is_replaced_within_the_boundary(grant, session):
     grant.server.on("Patient/1", respond({}))
     session.get(f"{BASE}/Patient/1", headers={"authorization": "Bearer mine"})
