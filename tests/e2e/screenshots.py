@@ -222,7 +222,7 @@ def _take_decide(scene: _Scene) -> None:
     """Somebody is signed in, and opens the app with an account that is not known."""
     scene.site.manage("shell", "-c", _WITH_NAMES)
     page = scene.open("/accounts/login/")
-    page.get_by_label("User name").fill("maria")
+    page.get_by_label("Username").fill("maria")
     page.get_by_label("Password").fill(_PASSWORD)
     page.get_by_role("main").get_by_role("button").click()
     page.get_by_text("Signed in as").wait_for()
