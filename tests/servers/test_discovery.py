@@ -56,16 +56,6 @@ def test_headers_of_the_row_are_sent_with_discovery(ehr: EHRSimulator) -> None:
     assert ehr.requests[0].headers["Epic-Client-ID"] == "growth-chart"
 
 
-@pytest.mark.parametrize("fault", ["discovery_500", "discovery_not_json"])
-def test_configuration_that_cannot_be_fetched_again_is_served_stale(
-    ehr: EHRSimulator, server: FHIRServer, fault: str
-) -> None:
-    known = get_configuration(server)
-    ehr.faults.add(fault)
-    with time_machine.travel(timezone.now() + timedelta(days=2)):
-        assert get_configuration(FHIRServer.objects.get()) == known
-
-
 def test_stored_configuration_is_checked_by_the_settings_in_force(
     ehr: EHRSimulator, server: FHIRServer
 ) -> None:
@@ -75,23 +65,6 @@ def test_stored_configuration_is_checked_by_the_settings_in_force(
     server.save()
     assert get_configuration(server).token_endpoint == ehr.token_endpoint
     assert len(ehr.requests) == 2
-
-
-def test_endpoints_of_the_row_come_first(ehr: EHRSimulator) -> None:
-    server = make_registration(
-        server__overrides={
-            "token_endpoint": "https://login.example.org/token",
-            "revocation_endpoint": "https://login.example.org/revoke",
-        }
-    ).server
-    for _ in range(2):
-        configuration = get_configuration(server)
-        assert configuration.token_endpoint == "https://login.example.org/token"
-        assert configuration.revocation_endpoint == "https://login.example.org/revoke"
-        assert configuration.authorization_endpoint == ehr.authorization_endpoint
-    stored = FHIRServer.objects.get().state.configuration
-    assert stored is not None
-    assert stored["token_endpoint"] == ehr.token_endpoint
 
 
 def test_fetching_without_saving_leaves_the_row_alone(
@@ -134,29 +107,6 @@ def test_issuer_of_the_row_comes_before_the_discovered_one(
     assert get_issuer(server) == "https://login.example.org"
 
 
-@pytest.mark.compliance("IDT-02", "IDT-06")
-def test_keys_are_fetched_once_and_kept_in_the_row(
-    ehr: EHRSimulator, server: FHIRServer
-) -> None:
-    get_configuration(server)
-    ehr.clear_requests()
-    keys = get_jwks(server)
-    assert get_jwks(FHIRServer.objects.get()) == keys
-    assert [each.exchange for each in ehr.requests] == ["jwks"]
-    assert keys["keys"][0]["kid"] == ehr.signing_keys[-1].kid
-
-
-def test_openid_configuration_of_another_issuer_is_refused(
-    ehr: EHRSimulator, server: FHIRServer
-) -> None:
-    get_configuration(server)
-    server.state.jwks_uri = ""
-    answer(ehr, "/openid-configuration", issuer="https://elsewhere.example.net")
-    with pytest.raises(DiscoveryError):
-        get_jwks(server)
-    assert FHIRServer.objects.get().state.jwks is None
-
-
 def test_plain_http_keys_are_for_the_named_hosts_alone(
     server: FHIRServer, settings: Any
 ) -> None:
@@ -187,19 +137,6 @@ def test_configuration_of_more_than_half_a_megabyte_is_not_read(
     with pytest.raises(ResponseTooLargeError):
         get_configuration(server)
     assert FHIRServer.objects.get().state.configuration is None
-
-
-def test_keys_that_cannot_be_fetched_again_are_served_stale(
-    ehr: EHRSimulator, server: FHIRServer
-) -> None:
-    get_configuration(server)
-    known = get_jwks(server)
-    answer(ehr, "/auth/jwks", keys="none")
-    with time_machine.travel(timezone.now() + timedelta(days=2)):
-        assert get_jwks(FHIRServer.objects.get()) == known
-    server.state.jwks = None
-    with pytest.raises(DiscoveryError):
-        get_jwks(server)
 
 
 # The task
