@@ -18,7 +18,7 @@ from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
 from tests.answers import Respond, answer
 from tests.ehr import listening
-from tests.factories import make_due, make_grants, reload_grant
+from tests.factories import make_due, make_grant, make_grants, reload_grant
 from tests.grants.working import refresh_due, refresh_grants
 
 pytestmark = pytest.mark.django_db
@@ -103,6 +103,19 @@ def test_refusal_that_may_pass_costs_no_grant(
     TokenGrant.objects.update(received_at=now, expires_at=now)
     _refuse(ehr, dead, [*errors])
     _refresh_at(hours, *([other] if is_other_refreshed else []), dead)
+    assert reload_grant(dead).status == "active"
+
+
+@pytest.mark.usefixtures("database_travels")
+def test_new_connection_says_nothing_about_a_refused_grant(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (dead,) = make_grants(ehr, registration, 1)
+    _refuse(ehr, dead, [*_SAME])
+    _refresh_at([0, 6, 12, 18], dead)
+    with time_machine.travel(timezone.now() + timedelta(hours=24)):
+        make_grant(registration)
+        refresh_grants([make_due(dead)])
     assert reload_grant(dead).status == "active"
 
 
