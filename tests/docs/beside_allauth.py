@@ -16,7 +16,7 @@ from django.conf import settings
 from tests import settings as base
 from tests.docs.blocks import read_blocks
 
-_PAGE = "how-to/fill-users.rst"
+_PAGE = "how-to/users-and-sign-in.rst"
 
 
 def main() -> None:

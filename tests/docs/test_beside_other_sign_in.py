@@ -14,7 +14,7 @@ from tests.ehr import make_browser
 from tests.projects import run
 from tests.site.browsers import open_chart
 
-_PAGE = "how-to/fill-users.rst"
+_PAGE = "how-to/users-and-sign-in.rst"
 
 
 @pytest.mark.process

@@ -68,8 +68,10 @@ def test_commands(monkeypatch, host: Host, tmp_path: Path):
     assert registration.server.frame_origins == ["https://ehr.example.org"]
 
 
-def test_who_is_signed_in() -> None:
-    (console,) = read_blocks("explanation/who-is-signed-in.rst")
+def test_if_another_user_is_signed_in() -> None:
+    (console,) = read_blocks(
+        "how-to/users-and-sign-in.rst", "If another user is signed in"
+    )
     (words,) = console.commands
     arguments = dict(zip(words[3::2], words[4::2], strict=False))
     registration = make_registration(

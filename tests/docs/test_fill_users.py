@@ -20,7 +20,7 @@ from tests.factories import make_registration
 pytestmark = pytest.mark.django_db
 
 User: Any = get_user_model()
-_PAGE = "how-to/fill-users.rst"
+_PAGE = "how-to/users-and-sign-in.rst"
 _SCOPE = "launch openid fhirUser user/Practitioner.r patient/Patient.r"
 
 

@@ -14,7 +14,7 @@ from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 
-_PAGE = "how-to/fill-users.rst"
+_PAGE = "how-to/users-and-sign-in.rst"
 
 
 def test_form_posts_to_the_package():
