@@ -1,4 +1,4 @@
-"""The cookbook, and the landing page and pages with a block or two."""
+"""The recipes, and the views of pages with a block or two."""
 
 from __future__ import annotations
 
@@ -28,23 +28,25 @@ SCOPE = "launch openid fhirUser patient/*.cruds user/Patient.s"
 @pytest.fixture
 def page(put_urls: Any, put_templates: Any) -> dict[str, Any]:
     """The site of the page: its views are at their names."""
-    blocks = [*read_blocks("how-to/cookbook.rst"), *read_blocks("index.rst")]
+    blocks = [
+        *read_blocks("how-to/cookbook.rst"),
+        *read_blocks("how-to/writing.rst"),
+        *read_blocks("how-to/search.rst", "Errors"),
+        *read_blocks("index.rst"),
+    ]
     names = execute(*(each for each in blocks if each.language == "python"))
-    views = ("overview", "latest_results", "a1c_points", "medications", "summary")
-    others = ("home", "problems", "record_weight", "find_patient", "a1c")
+    views = ("overview", "a1c_points", "medications", "find_patient")
+    others = ("weight", "problems", "a1c")
     put_urls(
         [
             *(path(f"{name}/", names[name]) for name in (*views, *others)),
             path("smart/", include("django_smart.urls")),
         ]
     )
-    overview, results, weight = (
-        each.code for each in blocks if each.language == "html+django"
-    )
+    (overview,) = (each.code for each in blocks if each.language == "html+django")
     put_templates(
         overview=overview,
-        results=results,
-        weight=weight,
+        weight="{{ form }}",
         a1c="{{ results|length }} results",
     )
     return names
@@ -67,24 +69,12 @@ def test_views_show_what_the_record_has(ehr: EHRSimulator) -> None:
     overview = get(browser, row, "overview").content.decode()
     assert "smart-banner-name" in overview
     assert "(Active" in overview or "(active" in overview
-    results = get(browser, row, "latest_results").content.decode()
-    assert results.count("<tr>") == 10
-    assert "Only the latest 10" in results
     points = get(browser, row, "a1c_points").json()["points"]
     assert len(points) > 10
     assert all(each["value"] > 3 for each in points)
     assert get(browser, row, "medications").json()["medications"]
-    assert len(get(browser, row, "summary").json()["encounters"]) == 5
     assert get(browser, row, "problems").json()["conditions"]
     assert "results" in get(browser, row, "a1c").content.decode()
-
-
-@pytest.mark.usefixtures("wide")
-def test_one_view_serves_people_with_and_without_a_launch(ehr: EHRSimulator) -> None:
-    browser = make_browser()
-    assert b"connect your records" in browser.get("/home/").content
-    row = launch(browser, ehr)
-    assert PATIENT in get(browser, row, "home").content.decode()
 
 
 @pytest.mark.usefixtures("wide")
@@ -102,7 +92,7 @@ def test_form_writes_once(ehr: EHRSimulator) -> None:
     browser = make_browser()
     row = launch(browser, ehr)
     before = len(ehr.data["Observation"])
-    url = f"/~{row.key}/record_weight/"
+    url = f"/~{row.key}/weight/"
     assert "kilograms" in browser.get(url).content.decode()
     assert browser.post(url, {"kilograms": "-1"}).status_code == 200
     assert len(ehr.data["Observation"]) == before
