@@ -285,7 +285,7 @@ def test_backend_service_reads(origin, name):
 
 @pytest.mark.parametrize("method", METHODS[:3])
 def test_client_that_the_server_makes_itself(origin, method):
-    outcome = register_dynamically(
+    registration, _remarks = register_dynamically(
         {
             "base_url": f"{origin}/fhir",
             "slug": "harbour",
@@ -297,7 +297,7 @@ def test_client_that_the_server_makes_itself(origin, method):
             "standalone_scope": f"launch/patient {SCOPE}",
         }
     )
-    _, opened = launch(outcome.registration)
+    _, opened = launch(registration)
     assert opened.grant is not None
     assert opened.grant.is_offline
 
