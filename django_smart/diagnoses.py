@@ -282,7 +282,8 @@ _TRY_LATER = Advice(
     ),
 )
 _ASK_THERE = Advice(
-    Turn.EHR, _("If you need it, look for it there or ask there for access.")
+    Turn.EHR,
+    _("If you need it, look in the hospital's own system, or ask the hospital."),
 )
 
 _INVALID_RESPONSE = _("%(Server)s sent an invalid response")
@@ -303,7 +304,7 @@ PAGES: Mapping[str, Page] = {
     "unsupported": Page(_("%(Server)s does not support what this app needs"), _REPORT),
     "no_connection": Page(_("This site cannot connect to %(server)s"), _TELL_SUPPORT),
     # Pages that are over, and the page that asks
-    "not_open": Page(_("This page is not open here"), _AGAIN),
+    "not_open": Page(_("This page is not open in this browser"), _AGAIN),
     "canceled": Page(_("You canceled, so nothing was changed"), _AGAIN),
     "signed_out": Page(_("You were signed out"), _SIGN_IN),
     "other_user": Page(_("Someone signed in after this page was opened"), _AGAIN),
@@ -315,7 +316,7 @@ PAGES: Mapping[str, Page] = {
     "too_late": Page(_("This sign-in can no longer be completed"), _AGAIN),
     "already_opened": Page(_("This sign-in link was already opened"), _GO_FORWARD),
     "other_browser": Page(
-        _("This was started in another browser or window"), _ALLOW_COOKIES
+        _("This sign-in was started in another browser or window"), _ALLOW_COOKIES
     ),
     "not_granted": Page(
         _("%(Server)s did not grant the access that this app needs"), _APPROVE
