@@ -22,12 +22,14 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 from werkzeug.wrappers import Response
 
+from django_smart import transport
 from django_smart.contrib.doctor.report import read_report, render_report
 from django_smart.diagnoses import DIAGNOSES
-from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.models import ClientRegistration, FHIRServer, Launch, ServerState
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.faults import FAULTS
 from django_smart.testing.simulator.faults.registry import Fault
+from tests.answers import Away
 from tests.ehr import PATIENT, get_callback, launch, make_browser, start_login
 from tests.faults import LAUNCH_EXCHANGES, REFUSED, named
 from tests.spans import recording_spans
@@ -364,6 +366,39 @@ def spoil_message(path: str, name: str) -> Callable[[EHRSimulator, Any], None]:
     return spoil
 
 
+def spoil_openid(name: str) -> Callable[[EHRSimulator, Any], None]:
+    """Of the OpenID configuration, which is read if the other one lacks values."""
+
+    def spoil(ehr: EHRSimulator, value: Any) -> None:
+        spoil_message("/openid-configuration", name)(ehr, value)
+        ehr.faults.update(["discovery_missing_issuer", "discovery_missing_jwks_uri"])
+
+    return spoil
+
+
+def spoil_key(name: str) -> Callable[[EHRSimulator, Any], None]:
+    def spoil(ehr: EHRSimulator, value: Any) -> None:
+        edit(ehr, "/jwks", lambda body: body["keys"][0].update({name: value}))
+
+    return spoil
+
+
+def spoil_headers(name: str, status: int) -> Callable[[EHRSimulator, Any], None]:
+    """Of every response that this site reads itself, which may be an error."""
+
+    def spoil(ehr: EHRSimulator, value: Any) -> None:
+        def respond_otherwise(respond: Any, request: Any) -> Any:
+            response = respond(request)
+            if not request.path.endswith("/authorize"):
+                response.headers[name] = str(value)
+                response.status_code = status
+            return response
+
+        ehr.interceptors.append(respond_otherwise)
+
+    return spoil
+
+
 def spoil_id_token(name: str) -> Callable[[EHRSimulator, Any], None]:
     def spoil(ehr: EHRSimulator, value: Any) -> None:
         add_fault(
@@ -410,11 +445,27 @@ _CONFIGURATION = (
     *("associated_endpoints", "user_access_brand_identifier", "scopes_supported"),
     *("management_endpoint", "code_challenge_methods_supported"),
 )
+_OPENID = ("issuer", "jwks_uri", "end_session_endpoint", "userinfo_endpoint")
+_HEADERS = (
+    *("Cache-Control", "Content-Encoding", "Content-Type", "Date", "Location"),
+    *("Retry-After", "Set-Cookie", "WWW-Authenticate", "X-Request-Id"),
+)
 PLACES = {
     **{f"token.{each}": spoil_message("/token", each) for each in _TOKEN},
     **{
         f"discovery.{each}": spoil_message("/smart-configuration", each)
         for each in _CONFIGURATION
+    },
+    **{f"openid.{each}": spoil_openid(each) for each in _OPENID},
+    "jwks.keys": spoil_message("/jwks", "keys"),
+    **{
+        f"jwks.{each}": spoil_key(each)
+        for each in ("kty", "kid", "alg", "use", "key_ops", "n", "e", "x5c")
+    },
+    **{
+        f"headers.{each}, {status}": spoil_headers(each, status)
+        for each in _HEADERS
+        for status in (200, 302, 503)
     },
     **{
         f"id_token.{each}": spoil_id_token(each)
@@ -426,6 +477,13 @@ PLACES = {
     },
 }
 
+# The log shows what an operator has to compare or to fix: hosts, values that moved, and
+# methods, all of which the server publishes.
+TOLD_TO_OPERATORS = {
+    *("discovery.code_challenge_methods_supported", "discovery.issuer"),
+    *("discovery.token_endpoint", "openid.issuer", "openid.jwks_uri"),
+}
+
 
 @pytest.mark.parametrize("place", PLACES)
 def test_canary_in_any_place_of_any_message_is_in_no_report_log_or_span(
@@ -435,15 +493,22 @@ def test_canary_in_any_place_of_any_message_is_in_no_report_log_or_span(
     place: str,
 ) -> None:
     caplog.set_level(logging.DEBUG, "django_smart")
-    with recording_spans() as spans:
+    elsewhere = transport.mounted(f"https://{CANARY}.example.org", Away())
+    with recording_spans() as spans, elsewhere:
         for value in VALUES:
             PLACES[place](ehr, value)
             try_launch(ehr)
+            # The next launch reads what the server says of itself again.
+            ServerState.objects.update(
+                configuration=None, discovery_failed_at=None, jwks=None
+            )
             ehr.interceptors.clear()
             ehr.faults.clear()
     server = FHIRServer.objects.get(pk=registration.server_id)
     rows = Launch.objects.values_list("deviations", "error_code")
     log = [one.getMessage() for one in caplog.records if "django_smart" in one.name]
+    if place in TOLD_TO_OPERATORS:
+        log.clear()
     traced = [span.to_json() for span in spans]
     assert len(traced) >= len(VALUES)
     shown = "\n".join(
