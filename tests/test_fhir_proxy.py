@@ -122,6 +122,7 @@ def test_answers_under_the_launchs_prefix_alone(settings):
     "path",
     [
         *("patient/p1", "Patient/..", "Patient/a b", "Patient/p1/_history/1/2"),
+        *("Patient/p1/A/B/C", "Patient/1/2"),
         *("Patient/" + "x" * 65, "$ex port", "Patient\n", "Pati\u0435nt/p1"),
         *("https://elsewhere.example.net/Patient/p1", "//elsewhere.example.net/x"),
         "Patient?" + "a=1&" * 101,

@@ -298,6 +298,21 @@ def test_search_is_sent_as_written_and_its_result_is_checked(asked, sent):
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        *("Observation?patient=p2", "Observation/$lastn?patient=p2", "Patient/p2"),
+        *("Patient/p2/$everything", "Patient/$everything", "_history"),
+        *("Observation/_history", "Questionnaire/q1/$populate?subject=p2"),
+    ],
+)
+def test_another_patient_is_refused_before_anything_is_sent(path):
+    grant = make_grant()
+    with pytest.raises(ForeignPatientError):
+        ask(grant, path)
+    assert grant.server.requests == []
+
+
+@pytest.mark.parametrize(
     "subject",
     [
         {"type": "Patient", "display": "Ada"},
