@@ -96,7 +96,6 @@ def _make_steps(stub: Any, start: int) -> dict[str, tuple[int, _Fill]]:
                     nonce="",
                     browser_digest=secrets.token_hex(32),
                     key_digest=secrets.token_hex(32),
-                    redirect_uri=registration.redirect_uri,
                     expires_at=now,
                     completed_at=now,
                     last_used_at=now,

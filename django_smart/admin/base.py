@@ -366,9 +366,10 @@ class AuthorizationAdmin(ReadOnlyAdmin):
     @admin.display(description=_("scopes"))
     def scopes(self, obj: Launch | TokenGrant) -> SafeString:
         """What was requested and granted, one scope a line."""
+        grant = obj if isinstance(obj, TokenGrant) else obj.grant
         rows: list[tuple[StrOrPromise, str]] = [
             (_("requested"), obj.scope_asked),
-            (_("granted"), obj.scope_granted),
+            (_("granted"), grant.scope_granted if grant is not None else ""),
             (_("requested but not granted"), obj.missing_scope),
         ]
         if isinstance(obj, TokenGrant):

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from django_smart.clients import build_fhir_client
+from django_smart.conf import conf
 from django_smart.exceptions import (
     AppStateError,
     AppStateUnsupportedError,
@@ -27,16 +29,20 @@ from django_smart.fhir.messages import (
     validate_id,
     validate_resource_type,
 )
+from django_smart.models import Launch, TokenGrant
 from django_smart.protocol.capabilities import Capability
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import parse_scope
+from django_smart.protocol.urls import get_origin
+from django_smart.servers.discovery import get_configuration
 
 __all__ = [
     "GLOBAL",
     "AppState",
     "AppStateClient",
+    "build_app_state_client",
     "build_app_state_scope",
     "find_app_state_base",
 ]
@@ -304,6 +310,29 @@ def find_app_state_base(configuration: SMARTConfiguration, *, base_url: str) -> 
         if Capability.SMART_APP_STATE in endpoint.capabilities:
             return endpoint.url.removesuffix("/")
     raise AppStateUnsupportedError("The server does not support app state.")
+
+
+def build_app_state_client(launch: Launch, grant: TokenGrant) -> AppStateClient:
+    """Return the client for the state that this app stores at *launch*'s server."""
+    registration = launch.registration
+    fhir_base_url = registration.server.base_url.removesuffix("/")
+    base_url = find_app_state_base(
+        get_configuration(registration.server, registration.client_id),
+        base_url=fhir_base_url,
+    )
+    # This server's own configuration names the endpoint, so the token may go there.
+    # App state also concerns users, and has its own rules.
+    client = build_fhir_client(
+        grant,
+        launch=launch,
+        base_url=base_url if base_url != fhir_base_url else "",
+        keeps_to_record=False,
+    )
+    return AppStateClient(
+        client,
+        fhir_base_url=fhir_base_url,
+        system=conf.SMART_APP_STATE_SYSTEM or get_origin(registration.redirect_uri),
+    )
 
 
 def build_app_state_scope(

@@ -256,7 +256,6 @@ def _begin(
     launch.user = get_user(request)
     launch.is_framed = is_framed(request)
     launch.state_digest = digest(state)
-    launch.redirect_uri = registration.redirect_uri
     launch.callback_id = registration.callback_id
     launch.expires_at = timezone.now() + conf.SMART_AUTHORIZATION_LIFETIME
     try:

@@ -445,7 +445,7 @@ def _exchange_code(
     request = build_token_request(
         token_endpoint=token_endpoint,
         code=code,
-        redirect_uri=launch.redirect_uri,
+        redirect_uri=launch.registration.redirect_uri,
         code_verifier=launch.code_verifier,
         client_authentication=build_client_authentication(
             launch.registration, token_endpoint=token_endpoint
@@ -596,7 +596,6 @@ def _store(
         intent=launch.intent,
         browser_digest=launch.browser_digest,
         fhir_user=launch.fhir_user,
-        scope_granted=grant.scope_granted,
         context=launch.context,
         deviations=launch.deviations,
         completed_at=now,

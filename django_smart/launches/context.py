@@ -23,8 +23,6 @@ from ..models import Launch, TokenGrant
 from ..models.launch import LEFT_FRAME
 from ..protocol.context import DEFAULT_ROLE, FHIRContextItem, LaunchContext
 from ..protocol.scopes import ScopeSet
-from ..protocol.urls import get_origin
-from ..servers.discovery import get_configuration
 from ..transport import is_in_event_loop
 from .browser import get_browser
 from .prefix import split_launch_key
@@ -224,28 +222,9 @@ class SMARTContext:
             AppStateUnsupportedError: the server does not support app state (STATE-03).
             TransportError, DiscoveryError: the server's configuration is unavailable.
         """
-        from ..contrib.app_state import AppStateClient, find_app_state_base
+        from ..contrib.app_state import build_app_state_client
 
-        launch, grant = self._get_grant()
-        server = launch.registration.server
-        fhir_base_url = server.base_url.removesuffix("/")
-        base_url = find_app_state_base(
-            get_configuration(server, launch.registration.client_id),
-            base_url=fhir_base_url,
-        )
-        # This server's own configuration names the endpoint, so the token may go there.
-        # App state also concerns users, and has its own rules.
-        client = build_fhir_client(
-            grant,
-            launch=launch,
-            base_url=base_url if base_url != fhir_base_url else "",
-            keeps_to_record=False,
-        )
-        return AppStateClient(
-            client,
-            fhir_base_url=fhir_base_url,
-            system=conf.SMART_APP_STATE_SYSTEM or get_origin(launch.redirect_uri),
-        )
+        return build_app_state_client(*self._get_grant())
 
     def _get_grant(self) -> tuple[Launch, TokenGrant]:
         if self.launch is None or self.launch.grant is None:

@@ -131,7 +131,6 @@ def open_record(request: HttpRequest, grant: TokenGrant) -> Launch:
         # No authorization request was sent, so nothing has these values.
         state_digest=digest(secrets.token_urlsafe(32)),
         scope_asked=grant.scope_asked,
-        scope_granted=grant.scope_granted,
         context={"patient": grant.patient_id} if grant.patient_id else {},
         fhir_user=identity.fhir_user if identity is not None else "",
         expires_at=now,

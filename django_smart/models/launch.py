@@ -18,7 +18,6 @@ from ..protocol.scopes import ScopeSet, parse_stored_scopes
 from .grant import TokenGrant
 from .identity import Identity
 from .registration import ClientRegistration
-from .server import MAX_URL_LENGTH
 
 __all__ = ["LEFT_FRAME", "Launch", "LaunchQuerySet"]
 
@@ -359,12 +358,6 @@ class Launch(models.Model):
         editable=False,
         help_text="Whether the launch started in a frame.",
     )
-    redirect_uri = models.CharField(
-        _("redirect URI"),
-        max_length=MAX_URL_LENGTH,
-        editable=False,
-        help_text="The redirect URI of the authorization request.",
-    )
     next_url = models.TextField(
         _("next URL"),
         blank=True,
@@ -377,12 +370,6 @@ class Launch(models.Model):
         blank=True,
         default="",
         help_text=_("Scopes that were requested."),
-    )
-    scope_granted = models.TextField(
-        _("granted scope"),
-        blank=True,
-        default="",
-        help_text=_("Scopes that the EHR granted."),
     )
     context = models.JSONField(
         _("launch context"),

@@ -728,7 +728,7 @@ def go_to_server(request: HttpRequest, start: LaunchStart) -> HttpResponse:
 
 def _note_other_host(request: HttpRequest, launch: Launch) -> None:
     """Say in the log why the callback will not get the cookie of this launch."""
-    callback_host = urlsplit(launch.redirect_uri).netloc
+    callback_host = urlsplit(launch.registration.redirect_uri).netloc
     with suppress(DisallowedHost):
         if request.get_host() != callback_host:
             logger.warning(

@@ -16,10 +16,10 @@ from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.signals import launch_completed
 from django_smart.testing import EHRSimulator
-from tests.ehr import PATIENT, get_callback, get_launch, listening, start_login
+from tests.ehr import PATIENT, SITE, get_callback, get_launch, listening, start_login
 from tests.ehr import make_browser as make_anonymous
 from tests.factories import make_grant, make_identity, make_registration, make_user
-from tests.site.browsers import SITE_MARKS, open_chart
+from tests.site.browsers import SITE_MARKS, Chart, make_context, open_chart
 
 pytestmark = SITE_MARKS
 
@@ -383,3 +383,12 @@ def test_records_of_two_hospitals_are_both_offered(registration, user, record):
     response = visit(make_browser(user))
     assert get_pks(response) == [record.pk, there.pk]
     assert "Lakeside Clinic" in response.content.decode()
+
+
+@pytest.mark.compliance("STATE-17")
+def test_app_state_of_a_record_has_the_origin_of_this_site(ehr, user, record):
+    browser = make_browser(user)
+    visit(browser)
+    opened = Launch.objects.with_related().get(kind="connection")
+    smart = make_context(Chart(browser, opened, "/"), user=user)
+    assert smart.app_state.system == SITE

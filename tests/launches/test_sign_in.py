@@ -236,7 +236,8 @@ def test_identity_that_was_asked_for_and_not_granted_signs_nobody_in(
     granted = "launch patient/Patient.rs patient/Observation.rs"
     finished = get_launch(get_callback(browser, ehr.authorize(url, scope=granted)))
     assert finished.user is None
-    assert finished.scope_granted == granted
+    assert finished.grant is not None
+    assert finished.grant.scope_granted == granted
     assert _signed_in(browser) is None
     assert not User.objects.exists()
 

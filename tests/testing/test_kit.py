@@ -76,7 +76,8 @@ def test_scopes_are_what_the_ehr_grants(
 ) -> None:
     launch = launched_client(scopes="patient/Observation.rs").smart_launch
     assert launch is not None
-    granted = set(launch.scope_granted.split())
+    assert launch.grant is not None
+    granted = set(launch.grant.scope_granted.split())
     assert "patient/Observation.rs" in granted
     assert "patient/*.cruds" not in granted
 
