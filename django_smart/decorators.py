@@ -25,8 +25,8 @@ from .error_pages.retry import (
 from .exceptions import InsufficientScopeError, NoLaunchError, SMARTError
 from .launches.context import SMARTContext, get_context
 from .launches.open_charts import get_open_charts
+from .launches.prefix import build_launch_url
 from .launches.records import (
-    build_record_url,
     find_records,
     is_navigation,
     open_record,
@@ -182,7 +182,7 @@ def _respond_without_launch(
         return render_error(request, error, code=code, retry=connect, extra=extra)
     if len(records) == 1 and goes and records[0].status == TokenGrant.Status.ACTIVE:
         launch = open_record(request, records[0])
-        return harden(HttpResponseRedirect(build_record_url(launch, page)))
+        return harden(HttpResponseRedirect(build_launch_url(launch, page)))
     extra["records"] = _describe(request, records, scopes=scopes)
     return render_error(
         request, error, code="grant_ambiguous", retry=connect, extra=extra

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from django.db import router
 from django.http import HttpRequest
@@ -181,20 +181,23 @@ def complete_held_launch(
         grant = cast("TokenGrant", launch.grant)
         _store_together(request, launch, grant, claims, resolve_user, answer=answer)
     except SMARTError as exc:
-        refuse_held_launch(launch, exc)
-        raise
+        refuse_held_launch(request, launch, exc)
     return claims
 
 
-def refuse_held_launch(launch: Launch, error: SMARTError) -> None:
+def refuse_held_launch(
+    request: HttpRequest, launch: Launch, error: SMARTError
+) -> NoReturn:
     """
-    End *launch* because of *error*, and have its tokens revoked.
+    End *launch* because of *error*, which is raised, and have its tokens revoked.
 
     Only if it is still held: a second answer must not end what the first one opened.
     """
     this = Launch.objects.filter(pk=launch.pk)
     if end_held_launches(this, reason=error.code):
         fail_launch(launch, error)
+    forget_ended(get_browser(request))
+    raise error
 
 
 def check_sign_out(launch: Launch) -> None:
@@ -212,18 +215,26 @@ def check_sign_out(launch: Launch) -> None:
 
 
 def look_at_held_launch(
-    launch: Launch, *, user: AbstractBaseUser | None, resolve_user: UserResolver
+    request: HttpRequest, launch: Launch, *, resolve_user: UserResolver
 ) -> UndecidedError:
     """
     Return what to ask before a held *launch* continues, and about whom.
 
-    Nothing is changed.
-
     Raises:
-        SMARTError: the launch cannot go on at all.
+        SMARTError: the launch cannot go on at all, and its tokens will be revoked.
     """
+    try:
+        return _look_at_held_launch(request, launch, resolve_user)
+    except SMARTError as exc:
+        refuse_held_launch(request, launch, exc)
+
+
+def _look_at_held_launch(
+    request: HttpRequest, launch: Launch, resolve_user: UserResolver
+) -> UndecidedError:
     _check_registration(launch)
     claims, _context = read_held(launch)
+    user = get_user(request)
 
     def check(found: AbstractBaseUser | None, known: Sequence[Identity]) -> None:
         question = find_question(
@@ -235,6 +246,10 @@ def look_at_held_launch(
         resolve_user(claims, launch.registration, check)
     except UndecidedError as exc:
         asked = exc
+    is_owner = user is not None and _is_same(user, asked.owner)
+    if asked.question != Launch.Question.SIGN_IN and not is_owner:
+        # Only whoever was asked can answer: the question was about them.
+        _check_user(request, launch)
     return asked
 
 
@@ -361,7 +376,7 @@ def _check_user(request: HttpRequest, launch: Launch) -> None:
     user = get_user(request)
     if not _is_same(user, launch.user):
         raise IdentityError(
-            "The signed-in user is not the one who started the launch.",
+            "The signed-in user is not the one whom the launch belongs to.",
             code="user_signed_out" if user is None else "user_changed",
         )
 

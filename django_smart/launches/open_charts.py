@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from django.db import connections
 from django.http import HttpRequest
-from django.shortcuts import resolve_url
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
@@ -30,10 +29,9 @@ from ..fhir.dates import parse_date
 from ..fhir.names import get_name
 from ..grants.lease import can_store_tokens
 from ..models import Launch, TokenGrant
-from ..protocol.context import LaunchContext
 from ..servers.http import EHRTransport
 from .browser import get_browser
-from .prefix import build_launch_path
+from .prefix import build_launch_url
 from .request_state import get_user
 
 __all__ = ["OpenChart", "can_be_used", "fetch_at_once", "get_open_charts"]
@@ -99,7 +97,7 @@ def _describe(request: HttpRequest, launch: Launch, person: _Person) -> OpenChar
         launch.grant.registration = launch.registration
     today = timezone.localdate()
     return OpenChart(
-        url=build_launch_path(launch.key, _get_path(request, launch)),
+        url=build_launch_url(launch, _get_path(request)),
         patient_name=person[0],
         birth_date=person[1],
         server_name=launch.registration.server.name,
@@ -110,8 +108,10 @@ def _describe(request: HttpRequest, launch: Launch, person: _Person) -> OpenChar
     )
 
 
-def _get_path(request: HttpRequest, launch: Launch) -> str:
-    """Return the page to continue with; submitted form data is not sent again."""
+def _get_path(request: HttpRequest) -> str:
+    """
+    Return the page to continue with, if any; submitted form data is not sent again.
+    """
     if request.method in {"GET", "HEAD"}:
         return request.get_full_path()
     referer = request.headers.get("Referer", "")
@@ -120,20 +120,18 @@ def _get_path(request: HttpRequest, launch: Launch) -> str:
     ):
         parts = urlsplit(referer)
         return parts._replace(scheme="", netloc="", fragment="").geturl()
-    return resolve_url(
-        launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
-    )
+    return ""
 
 
 def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
     """Return the patients of the launches; those not read in time are omitted."""
     calls: dict[Launch, Callable[[float], _Person]] = {}
     for launch in launches:
-        grant, patient_id = launch.grant, _get_patient_id(launch)
-        if grant is None or patient_id is None or not can_be_used(grant):
+        grant = launch.grant
+        if grant is None or not grant.patient_id or not can_be_used(grant):
             continue
         grant.registration = launch.registration
-        calls[launch] = partial(_fetch_person, launch, grant, patient_id)
+        calls[launch] = partial(_fetch_person, launch, grant)
     people = {}
     for launch, future in fetch_at_once(calls).items():
         error = future.exception()
@@ -178,24 +176,16 @@ def _run(call: Callable[[float], _Result], deadline: float) -> _Result:
         connections.close_all()
 
 
-def _get_patient_id(launch: Launch) -> str | None:
-    return LaunchContext.from_parameters(
-        launch.context, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
-    ).patient
-
-
 def can_be_used(grant: TokenGrant) -> bool:
     """Return whether *grant*'s token can be sent without a new one, or from threads."""
     # On SQLite, a refresh in another thread would wait for this transaction.
     return not grant.is_stale(timezone.now()) or can_store_tokens()
 
 
-def _fetch_person(
-    launch: Launch, grant: TokenGrant, patient_id: str, deadline: float
-) -> _Person:
+def _fetch_person(launch: Launch, grant: TokenGrant, deadline: float) -> _Person:
     transport = EHRTransport(grant.registration.server, deadline=deadline)
     fhir = build_fhir_client(grant, launch=launch, transport=transport)
-    patient = fhir.read("Patient", patient_id)
+    patient = fhir.read("Patient", grant.patient_id)
     name = get_name(patient, today=timezone.localdate())
     born = parse_date(patient.get("birthDate"))
     is_known = bool(name) and born is not None and born.is_day

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from django.shortcuts import resolve_url
 from django.urls import (
     ResolverMatch,
     get_script_prefix,
@@ -20,11 +21,13 @@ from django.urls import (
 from django.utils.translation import get_language, get_language_from_path, override
 
 from ..conf import conf
+from ..models import Launch
 
 __all__ = [
     "KEY",
     "LaunchPrefix",
     "build_launch_path",
+    "build_launch_url",
     "find_route",
     "get_protocol_url",
     "leave_launch",
@@ -141,6 +144,13 @@ def build_launch_path(key: str, path: str) -> str:
     """
     mark = conf.SMART_LAUNCH_PREFIX
     return _build_path(path, f"{mark}{key}" if mark else "")
+
+
+def build_launch_url(launch: Launch, path: str) -> str:
+    """Return *path*, or the landing page if it is empty, under *launch*'s prefix."""
+    # Input from outside is a path, and never the name of a URL.
+    landing = launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
+    return build_launch_path(launch.key, path or resolve_url(landing))
 
 
 def leave_launch(path: str) -> str:

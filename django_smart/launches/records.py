@@ -13,11 +13,9 @@ from functools import partial
 from typing import Any
 
 from django.http import HttpRequest
-from django.shortcuts import resolve_url
 from django.utils import timezone
 
 from ..clients import fetch_patient_name
-from ..conf import conf
 from ..fields import digest
 from ..grants.ending import end_idlest_launches
 from ..models import Launch, TokenGrant
@@ -25,10 +23,8 @@ from ..servers.http import EHRTransport
 from ..signals import launch_completed
 from .browser import forget_ended, get_browser
 from .open_charts import can_be_used, fetch_at_once
-from .prefix import build_launch_path
 
 __all__ = [
-    "build_record_url",
     "find_newest",
     "find_records",
     "is_navigation",
@@ -149,9 +145,3 @@ def open_record(request: HttpRequest, grant: TokenGrant) -> Launch:
         missing_scope=launch.missing_scope,
     )
     return launch
-
-
-def build_record_url(launch: Launch, next_url: str) -> str:
-    """Return *next_url*, or the page that launches open, under *launch*'s prefix."""
-    landing = launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
-    return build_launch_path(launch.key, next_url or resolve_url(landing))

@@ -23,9 +23,8 @@ from ..exceptions import ReauthorizationRequiredError, SMARTError
 from ..grants.ending import disconnect_grant
 from ..launches.browser import get_browser
 from ..launches.frames import is_framed
-from ..launches.prefix import get_protocol_url
+from ..launches.prefix import build_launch_url, get_protocol_url
 from ..launches.records import (
-    build_record_url,
     find_newest,
     find_records,
     open_record,
@@ -255,7 +254,7 @@ class OpenConnectionView(ConnectionsView):
             raise ReauthorizationRequiredError("The EHR has ended this connection.")
         launch = open_record(request, record)
         next_url = get_next_url(request, request.POST.get("next", ""))
-        return harden(HttpResponseRedirect(build_record_url(launch, next_url)))
+        return harden(HttpResponseRedirect(build_launch_url(launch, next_url)))
 
     def get_retry(self, error: SMARTError) -> Retry | None:
         """Offer to connect the same organization again."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -14,7 +13,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.middleware.csrf import CsrfViewMiddleware
-from django.shortcuts import render, resolve_url
+from django.shortcuts import render
 from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.decorators import decorator_from_middleware, method_decorator
@@ -26,7 +25,6 @@ from django.views.decorators.csrf import csrf_exempt
 
 from ..backends import SMARTAuthenticationBackend
 from ..clients import build_fhir_client
-from ..conf import conf
 from ..error_pages import Retry, harden
 from ..error_pages.retry import (
     build_login_url,
@@ -54,7 +52,7 @@ from ..launches.begin import (
     get_ehr_registration,
     get_standalone_registration,
 )
-from ..launches.browser import forget_ended, get_browser
+from ..launches.browser import get_browser
 from ..launches.complete import (
     check_sign_out,
     complete_held_launch,
@@ -78,7 +76,7 @@ from ..launches.people import (
     get_display_name,
     get_own_name,
 )
-from ..launches.prefix import build_launch_path, get_protocol_url
+from ..launches.prefix import build_launch_url, get_protocol_url
 from ..launches.request_state import get_user
 from ..models import ClientRegistration, FHIRServer, Launch
 from ..protocol.id_token import IDTokenClaims
@@ -288,11 +286,7 @@ class _CompletingView(ProtocolView):
 
     def get_launch_url(self, launch: Launch) -> str:
         """Return the URL of a completed launch's page, under its own prefix."""
-        # Input from outside is a path, and never the name of a URL.
-        path = launch.next_url or resolve_url(
-            launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
-        )
-        return build_launch_path(launch.key, path)
+        return build_launch_url(launch, launch.next_url)
 
     # Not meant to be overridden
 
@@ -553,8 +547,11 @@ class DecideView(_CompletingView):
         if launch.status == Launch.Status.OPEN:
             return harden(HttpResponseRedirect(self.get_launch_url(launch)))
         if choice == "cancel":
-            self._end(launch, LaunchRequestError("Canceled.", code="decision_declined"))
-        asked = self._look(request, launch)
+            canceled = LaunchRequestError("Canceled.", code="decision_declined")
+            refuse_held_launch(request, launch, canceled)
+        asked = look_at_held_launch(
+            request, launch, resolve_user=self.get_backend().resolve_user
+        )
         if _is_owner(get_user(request), asked):
             return self._complete(request, launch)
         if choice == "no" and asked.question == Launch.Question.SIGN_IN:
@@ -632,29 +629,11 @@ class DecideView(_CompletingView):
         if launch.is_live(now) and user is not None and launch.user_id == user.pk:
             return launch
         if launch.status != Launch.Status.HELD or now >= launch.expires_at:
-            self._end(
-                launch,
-                LaunchRequestError("The question expired.", code="decision_expired"),
+            expired = LaunchRequestError(
+                "The question expired.", code="decision_expired"
             )
+            refuse_held_launch(request, launch, expired)
         return launch
-
-    def _look(self, request: HttpRequest, launch: Launch) -> UndecidedError:
-        """What has to be asked now, and about whom."""
-        user = get_user(request)
-        try:
-            asked = look_at_held_launch(
-                launch, user=user, resolve_user=self.get_backend().resolve_user
-            )
-        except SMARTError as exc:
-            self._end(launch, exc)
-        if asked.question != Launch.Question.SIGN_IN and (
-            user is None or not (_is_owner(user, asked) or user.pk == launch.user_id)
-        ):
-            # Only whoever was asked can answer: the question was about them.
-            changed = "The user who was asked is no longer signed in."
-            code = "user_signed_out" if user is None else "user_changed"
-            self._end(launch, IdentityError(changed, code=code))
-        return asked
 
     def _complete(
         self, request: HttpRequest, launch: Launch, *, answer: str = ""
@@ -669,11 +648,6 @@ class DecideView(_CompletingView):
             # page leads to what the first has opened.
             return harden(HttpResponseRedirect(_build_decide_url(launch)))
         return self._finish(request, launch, claims, backend)
-
-    def _end(self, launch: Launch, error: SMARTError) -> NoReturn:
-        refuse_held_launch(launch, error)
-        forget_ended(get_browser(self.request))
-        raise error
 
 
 def enter_frame(
