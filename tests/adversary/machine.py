@@ -189,13 +189,13 @@ class Adversary(RuleBasedStateMachine):
         self, name: str, number: int, choice: str, lends: bool
     ) -> None:
         """The page that asks before a launch goes on, in the right browser or not."""
-        world, parked = self.world, _pick(self.world.parked, number)
-        if parked is None:
+        world, held = self.world, _pick(self.world.held, number)
+        if held is None:
             return
-        browser = world.browsers[name] if number % 3 == 0 else parked.browser
-        if browser is parked.browser and parked.way is not None:
-            world.step.ways[browser] = parked.way
-        url = f"/smart/decide/{parked.key}/"
+        browser = world.browsers[name] if number % 3 == 0 else held.browser
+        if browser is held.browser and held.way is not None:
+            world.step.ways[browser] = held.way
+        url = f"/smart/decide/{held.key}/"
         if not choice:
             response = world.get(browser, url)
         else:
@@ -208,7 +208,7 @@ class Adversary(RuleBasedStateMachine):
                 world.step.connecting[browser] = browser.user, lent
             values = {"choice": choice, "may_sign_in": "on" if lends else ""}
             response = world.post(browser, url, **values)
-        if browser is parked.browser:
+        if browser is held.browser:
             world.note_answer(browser, response)
         elif response.status_code < 400:
             raise ViolationError(f"{browser.name} is asked what others are to answer")

@@ -133,7 +133,7 @@ class Pending:
 
 
 @dataclass(eq=False)
-class Parked:
+class Held:
     """A launch that waits for its person's answer."""
 
     key: str
@@ -205,7 +205,7 @@ class World:
         self.callbacks: list[tuple[Browser, str]] = []
         self.used: list[tuple[Browser, str]] = []
         self.proven: list[tuple[str, int]] = []
-        self.parked: list[Parked] = []
+        self.held: list[Held] = []
         self.opened: dict[str, Opened] = {}
         self.switching: set[str] = set()
         self.jars: list[dict[str, str]] = []
@@ -369,9 +369,9 @@ class World:
         if response.status_code == 302 and location.startswith("/~"):
             self._note_opened(browser, location, way)
         elif found := re.search(r"/decide/([^/]+)/", unquote(location)):
-            if way is not None and found[1] not in {each.key for each in self.parked}:
+            if way is not None and found[1] not in {each.key for each in self.held}:
                 self.tally["asked"] += 1
-                self.parked.append(Parked(found[1], browser, way))
+                self.held.append(Held(found[1], browser, way))
         else:
             context = getattr(response, "context", None) or {}
             self.tally[str(context.get("code", response.status_code))] += 1
@@ -501,8 +501,8 @@ class World:
             opened.is_live, opened.is_old = False, True
         for pending in self.pending:
             pending.is_old = True
-        for parked in self.parked:
-            parked.way = None
+        for held in self.held:
+            held.way = None
         purge()
 
     def _withdraw(self, identity: int | None) -> None:

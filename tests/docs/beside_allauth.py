@@ -80,9 +80,9 @@ def visit() -> None:
 
         other = at.make_browser()
         answer = other.get("/smart/login/", {"server": "harbour"})
-        parked = at.get_callback(other, ehr.authorize(answer["Location"], user=person))
-        assert parked["Location"].startswith("/smart/decide/")
-        signed_in = other.post(f"/accounts/login/?next={parked['Location']}", form)
+        held = at.get_callback(other, ehr.authorize(answer["Location"], user=person))
+        assert held["Location"].startswith("/smart/decide/")
+        signed_in = other.post(f"/accounts/login/?next={held['Location']}", form)
         again = at.get_launch(other.get(signed_in["Location"]))
         assert again.user == rosa
         assert other.session["_auth_user_backend"] == backend
