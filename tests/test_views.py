@@ -123,13 +123,6 @@ def test_picker_offers_what_can_be_logged_in_to():
     assert "<lake>" not in page
 
 
-def test_anonymous_visitor_goes_to_the_ehr_at_once():
-    response = make_browser().get(HARBOUR)
-    assert response.status_code == 302
-    assert response["Location"].startswith("https://ehr.example.org/")
-    assert Launch.objects.get().intent == Launch.Intent.SIGN_IN
-
-
 def test_signed_in_user_has_to_press_a_button(ehr, user):
     browser = make_browser()
     browser.handler.enforce_csrf_checks = True
@@ -213,23 +206,6 @@ def test_logout_cannot_be_forged(ehr):
 
 
 # launch/
-
-
-@pytest.mark.compliance("EHRL-08")
-def test_launch_in_a_frame_spends_nothing(ehr):
-    browser = make_browser()
-    launch_id = ehr.create_launch("growth-chart", patient=PATIENT)
-    values = {"iss": ehr.base_url, "launch": launch_id}
-    page = browser.get("/smart/launch/", values, headers={"sec-fetch-dest": "iframe"})
-    assert page.status_code == 200
-    assert not page.cookies
-    assert not Launch.objects.exists()
-    assert not ehr.requests
-    # The link in the page is the same launch, in a window of its own.
-    (link,) = re.findall(r'href="(/smart/launch/[^"]+)"', text_of(page))
-    assert "_blank" in text_of(page)
-    started = browser.get(link.replace("&amp;", "&"))
-    assert get_callback(browser, ehr.authorize(started["Location"])).status_code == 302
 
 
 def test_start_at_another_host_than_the_callback_is_logged(

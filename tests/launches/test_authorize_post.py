@@ -9,7 +9,7 @@ import pytest
 from django.contrib.staticfiles import finders
 from django.utils import timezone
 
-from django_smart.models import FHIRServer, Launch
+from django_smart.models import FHIRServer
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.ehr import (
@@ -206,14 +206,3 @@ def test_page_allows_nothing_but_its_own_form_and_files(
     assert form.scripts == [f"{static_url}django_smart/authorize-post.js"]
     assert form.inline == []
     assert finders.find("django_smart/authorize-post.js")
-
-
-def test_launch_in_a_frame_is_offered_a_window_first(ehr: EHRSimulator) -> None:
-    make_registration(server__authorization_parameters=BY_POST)
-    response = make_browser().get(
-        "/smart/launch/",
-        {"iss": BASE_URL, "launch": "x"},
-        headers={"Sec-Fetch-Dest": "iframe"},
-    )
-    assert b'name="state"' not in response.content
-    assert not Launch.objects.exists()

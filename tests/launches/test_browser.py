@@ -263,22 +263,6 @@ def whoami(browser: Client) -> tuple[Any, str]:
     return found["patient"], found["reason"]
 
 
-def test_only_launch_that_a_browser_ever_had_is_used_without_a_prefix(ehr):
-    browser = make_browser()
-    first, second = list(ehr.data["Patient"])[:2]
-    start_ehr_launch(browser, ehr)
-    opened = launch(browser, ehr, patient=first)
-    assert browser.cookies[FIRST].value == digest(opened.key)[:16]
-    start_ehr_launch(browser, ehr)
-    assert whoami(browser) == (first, "")
-    launch(browser, ehr, patient=second)
-    assert browser.cookies[FIRST].value == "several"
-    assert whoami(browser) == (None, "ambiguous")
-    # Its tabs are still there when it has ended, and its row is deleted.
-    Launch.objects.filter(pk=opened.pk).delete()
-    assert whoami(browser) == (None, "ambiguous")
-
-
 def test_limit_of_open_launches_does_not_count_anew(ehr, settings):
     settings.SMART_LAUNCH_PREFIX = ""
     settings.SMART_LAUNCHES_PER_BROWSER = 1

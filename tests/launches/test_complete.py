@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_smart import transport
-from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.clients import fhir_client_for
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.signals import launch_failed
@@ -559,23 +558,3 @@ def test_launch_that_its_browser_signed_out_of_meanwhile_stays_ended(
     assert (row.status, row.error_code) == ("failed", "signed_out")
     assert not TokenGrant.objects.active().exists()
     assert not Identity.objects.exists()
-
-
-class BrokenBackend(SMARTAuthenticationBackend):
-    """Of a site, with a bug in its hook."""
-
-    def create_user(self, claims: Any) -> Any:
-        raise RuntimeError("a bug in a site's own hook")
-
-
-def test_fault_of_our_own_fails_the_launch_and_is_not_hidden(
-    ehr: EHRSimulator, settings: Any
-) -> None:
-    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.BrokenBackend"]
-    browser = make_browser()
-    callback = ehr.authorize(start_ehr_launch(browser, ehr))
-    with pytest.raises(RuntimeError):
-        get_callback(browser, callback)
-    row = Launch.objects.get()
-    assert (row.status, row.error_code) == ("failed", "internal_error")
-    assert not TokenGrant.objects.active().exists()

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from django_smart import transport
 from django_smart.clients import build_fhir_client
 from django_smart.exceptions import (
-    BearerBoundaryError,
     FHIRUnauthorizedError,
     ForeignPatientError,
 )
@@ -20,7 +18,7 @@ from django_smart.testing import EHRSimulator
 from django_smart.testing.site import add_resource
 from tests.answers import answer
 from tests.ehr import EHR_SCOPE, PATIENT
-from tests.site.browsers import SITE_MARKS, make_context, open_chart
+from tests.site.browsers import SITE_MARKS, open_chart
 
 pytestmark = SITE_MARKS
 
@@ -62,44 +60,6 @@ def test_exchanges_are_told_with_grant_and_launch(ehr):
     (one,) = told
     assert (one["launch"], one["grant"]) == (chart.launch, chart.launch.grant)
     assert (one["exchange"].interaction, one["exchange"].status_code) == ("read", 200)
-
-
-@pytest.fixture
-def elsewhere(ehr):
-    """Another origin, which records what comes: a second simulator."""
-    other = EHRSimulator(base_url=f"{ehr.foreign_origin}/v/r4/sim/abc/fhir")
-    with transport.mounted(ehr.foreign_origin, other.adapter()):
-        yield other
-
-
-@pytest.mark.parametrize("boundary", ["base", "origin"])
-@pytest.mark.parametrize("fault", ["fhir_next_other_origin", "fhir_redirect_302"])
-@pytest.mark.compliance("FHIR-02", "FHIR-03")
-def test_token_never_leaves_its_server(ehr, elsewhere, fault, boundary):
-    registration = ClientRegistration.objects.get()
-    registration.server.quirks = {"bearer_boundary": boundary}
-    registration.server.save()
-    chart = open_chart(ehr)
-    fhir = make_context(chart, user=chart.launch.user).fhir
-    ehr.faults = {fault}
-    with pytest.raises(BearerBoundaryError):
-        list(fhir.search("Observation", patient=PATIENT, _count="2"))
-    assert elsewhere.requests == []
-    ehr.faults = set()
-    assert len(list(fhir.search("Observation", patient=PATIENT, _count="2"))) > 2
-
-
-def test_rejected_token_is_refreshed_once(ehr):
-    ClientRegistration.objects.update(ehr_scope=f"{EHR_SCOPE} offline_access")
-    chart = open_chart(ehr)
-    ehr.expire_access_tokens()
-    ehr.clear_requests()
-    assert chart.get("/fhir/").json() == {"id": PATIENT}
-    assert [request.status for request in ehr.requests_to("fhir")] == [401, 200]
-    assert len(ehr.requests_to("refresh")) == 1
-    # Everybody else finds the new token.
-    assert chart.get("/fhir/").json() == {"id": PATIENT}
-    assert len(ehr.requests_to("refresh")) == 1
 
 
 def test_token_that_is_refused_after_its_refresh_is_not_refreshed_for_each_request(

@@ -102,17 +102,17 @@ def _launch(browser: Client, ehr: EHRSimulator, **values: Any) -> Any:
     )
 
 
-def _get_parked(response: HttpResponseBase) -> tuple[Launch, str]:
-    """The parked launch that *response* leads to, and the page that asks."""
+def _get_held(response: HttpResponseBase) -> tuple[Launch, str]:
+    """The held launch that *response* leads to, and the page that asks."""
     assert response.status_code == 302, getattr(response, "content", b"")
     location = response["Location"].replace("%2F", "/")
     found = re.search(r"/smart/decide/([A-Za-z0-9_-]+)/", location)
     assert found is not None, location
-    parked = Launch.objects.get(key=found[1])
-    assert parked.status == "held"
-    assert parked.grant is not None
-    assert (parked.grant.status, parked.grant.user) == ("held", None)
-    return parked, found[0]
+    held = Launch.objects.get(key=found[1])
+    assert held.status == "held"
+    assert held.grant is not None
+    assert (held.grant.status, held.grant.user) == ("held", None)
+    return held, found[0]
 
 
 def _second_clinician(ehr: EHRSimulator) -> str:
@@ -127,19 +127,17 @@ def test_connected_account_signs_nobody_in(ehr: EHRSimulator) -> None:
     connect(_signed_in_browser(owner), ehr)
     browser = make_browser()
     response = _launch(browser, ehr)
-    parked, page = _get_parked(response)
+    held, page = _get_held(response)
     assert browser.get(page).context["sign_in_url"] == f"/admin/login/?next={page}"
-    assert (_signed_in(browser), parked.question) == (None, "sign_in")
+    assert (_signed_in(browser), held.question) == (None, "sign_in")
     # Neither the session nor a column that can be read has claims or context.
-    assert parked.context == {}
-    assert PATIENT in parked.held
+    assert held.context == {}
+    assert PATIENT in held.held
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT held FROM django_smart_launch WHERE id = %s", [parked.pk]
-        )
+        cursor.execute("SELECT held FROM django_smart_launch WHERE id = %s", [held.pk])
         assert PATIENT not in cursor.fetchone()[0]
     # Nobody can use the tokens, nor does a worker refresh them.
-    assert parked.grant not in TokenGrant.objects.active()
+    assert held.grant not in TokenGrant.objects.active()
     # Nor does opening the page.
     assert browser.get(page).status_code == 200
     assert browser.post(page, {"choice": "yes"})["Location"] == page
@@ -148,7 +146,7 @@ def test_connected_account_signs_nobody_in(ehr: EHRSimulator) -> None:
     _sign_in(browser, owner)
     before = browser.session.session_key
     finished = get_launch(browser.get(page))
-    assert (finished.pk, finished.user, finished.held) == (parked.pk, owner, "")
+    assert (finished.pk, finished.user, finished.held) == (held.pk, owner, "")
     assert browser.session.session_key == before
     assert open_page(browser, finished) == 200
     assert not Identity.objects.get().may_sign_in
@@ -192,9 +190,9 @@ def test_owner_without_a_password_signs_in_through_their_organization(
         _sign_in(browser, make_user("sam"))
     response = get_callback(browser, second.authorize(url))
     if is_other_signed_in:
-        _, page = _get_parked(response)
+        _, page = _get_held(response)
         response = browser.post(page, {"choice": "no"})
-    parked, page = _get_parked(response)
+    held, page = _get_held(response)
     # Not to the password form.
     assert response["Location"] == page
     shown = browser.get(page)
@@ -210,7 +208,7 @@ def test_owner_without_a_password_signs_in_through_their_organization(
     started = browser.get(f"{link}&server=harbour")
     landed = get_callback(browser, ehr.authorize(started["Location"]))
     finished = get_launch(browser.get(browser.get(landed["Location"])["Location"]))
-    assert (finished.pk, finished.user) == (parked.pk, connected.user)
+    assert (finished.pk, finished.user) == (held.pk, connected.user)
 
 
 @pytest.mark.parametrize("login_url", ["/admin/login/", "/smart/login/", "/none/"])
@@ -320,14 +318,14 @@ def test_connected_account_signs_nobody_in_at_a_server_of_the_same_group(
     browser = _signed_in_browser(owner)
     assert launch(browser, ehr).user == owner
     assert not registration.server.identities.get().may_sign_in
-    _get_parked(_launch(make_browser(), ehr))
+    _get_held(_launch(make_browser(), ehr))
 
 
 def test_only_the_user_of_the_account_goes_on(ehr: EHRSimulator) -> None:
     owner, other = make_user("maria", first_name="Maria"), make_user("sam")
     connect(_signed_in_browser(owner), ehr)
     browser = make_browser()
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     _sign_in(browser, other)
     for choice in ("yes", "switch", ""):
         assert browser.post(page, {"choice": choice})["Location"] == page
@@ -353,7 +351,7 @@ def test_user_of_the_account_may_be_an_object_of_another_class(
     owner = make_user("maria")
     connect(_signed_in_browser(owner), ehr)
     browser = make_browser()
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     _sign_in(browser, owner)
     assert get_launch(getattr(browser, method)(page)).user_id == owner.pk
 
@@ -384,7 +382,7 @@ def test_session_in_which_another_user_is_impersonated_ends_with_the_switch(
     session.save()
     response = _launch(browser, ehr)
     if user_switch == "ask":
-        _, page = _get_parked(response)
+        _, page = _get_held(response)
         response = browser.post(page, {"choice": "no"})
     opened = get_launch(response)
     assert opened.user == support
@@ -392,12 +390,12 @@ def test_session_in_which_another_user_is_impersonated_ends_with_the_switch(
     assert open_page(browser, opened) == 200
 
 
-def test_parked_launch_is_found_by_the_browser_that_opened_it_alone(
+def test_held_launch_is_found_by_the_browser_that_opened_it_alone(
     ehr: EHRSimulator,
 ) -> None:
     owner = make_user("maria")
     connect(_signed_in_browser(owner), ehr)
-    _, page = _get_parked(_launch(make_browser(), ehr))
+    _, page = _get_held(_launch(make_browser(), ehr))
     stranger = _signed_in_browser(owner)
     start_ehr_launch(stranger, ehr)
     for response in (stranger.get(page), stranger.post(page, {"choice": "cancel"})):
@@ -416,24 +414,24 @@ def test_question_is_not_shown_to_whoever_noted_the_cookie_before_the_launch(
     callback = ehr.authorize(start_ehr_launch(browser, ehr))
     noted = get_launch_cookies(browser)
     other = ehr.authorize(start_ehr_launch(browser, ehr))
-    _, page = _get_parked(get_callback(browser, callback))
+    _, page = _get_held(get_callback(browser, callback))
     lair.cookies.load(noted)
     assert get_code(lair.get(page)) == "decision_unknown"
     # The browser itself answers, and finishes what it started meanwhile.
-    _, second = _get_parked(get_callback(browser, other))
+    _, second = _get_held(get_callback(browser, other))
     _sign_in(browser, owner)
     for each in (page, second):
         assert get_launch(browser.get(each)).user == owner
 
 
-def test_parked_launch_stays_when_a_sign_in_ends_those_of_another_user(
+def test_held_launch_stays_when_a_sign_in_ends_those_of_another_user(
     ehr: EHRSimulator,
 ) -> None:
     owner = User.objects.create_superuser("maria", password="a password")
     connect(_signed_in_browser(owner), ehr)
     browser = make_browser()
     first = launch(browser, ehr, user=_second_clinician(ehr))
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     response = browser.post(
         f"/admin/login/?next={page}", {"username": "maria", "password": "a password"}
     )
@@ -454,7 +452,7 @@ def test_sign_in_by_the_ehr_alone_does_not_go_round_in_circles(
     browser = make_browser()
     with override_script_prefix(f"{root}/"):
         response = _launch(browser, ehr)
-    _, page = _get_parked(response)
+    _, page = _get_held(response)
     assert response["Location"] == root + page
 
 
@@ -474,7 +472,7 @@ def test_sign_in_at_another_host_leads_back_to_this_one(
     connect(_signed_in_browser(make_user("maria")), ehr)
     browser = make_browser()
     response = _launch(browser, ehr)
-    _, page = _get_parked(response)
+    _, page = _get_held(response)
     sign_in_url = f"{login_url}&{urlencode({'next': site + page}, safe='/')}"
     assert f'href="{escape(sign_in_url)}"' in browser.get(page).content.decode()
     _sign_in(browser, make_user("sam"))
@@ -492,7 +490,7 @@ def test_staff_sign_in_through_servers_that_the_site_names(
     assert owner is not None
     User.objects.update(**{right: True})
     browser = make_browser()
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     assert _signed_in(browser) is None
     _sign_in(browser, owner)
     assert get_launch(browser.get(page)).user == owner
@@ -511,7 +509,7 @@ def test_staff_cannot_choose_that_an_unnamed_server_signs_them_in(
     assert b"may_sign_in" not in browser.get("/smart/login/?server=harbour").content
     get_callback(browser, ehr.authorize(start_login(browser, may_sign_in="on")))
     other = make_browser()
-    _get_parked(_launch(other, ehr))
+    _get_held(_launch(other, ehr))
     assert _signed_in(other) is None
 
 
@@ -535,8 +533,8 @@ def test_nobody_is_replaced_without_a_click(
     other = launch(make_browser(), ehr, user=second).user
     assert other is not None
     before = browser.session.session_key
-    parked, page = _get_parked(_launch(browser, ehr, user=second))
-    assert parked.question == "switch"
+    held, page = _get_held(_launch(browser, ehr, user=second))
+    assert held.question == "switch"
     text = browser.get(page).content.decode()
     assert "Ada King" in text
     assert ehr.users[second].name in text
@@ -572,7 +570,7 @@ def test_second_click_leads_to_what_the_first_has_opened(
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}._Twice"]
     browser, _ = _open_as_first(ehr)
     other = launch(make_browser(), ehr, user=_second_clinician(ehr)).user
-    _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    _, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
     same, answers = make_browser(), []
     same.cookies.load(browser.cookies.output(header=""))
     _Twice.clicks.append(lambda: answers.append(same.post(page, {"choice": "no"})))
@@ -589,16 +587,16 @@ def test_whoever_stays_keeps_everything_and_the_tokens_are_revoked(
     browser, opened = _open_as_first(ehr)
     before = browser.session.session_key
     launch(make_browser(), ehr, user=_second_clinician(ehr))
-    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    token = _get_access_token(parked)
+    held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(held)
     with listening(launch_failed) as failed, commit():
         response = browser.post(page, {"choice": "cancel"})
     assert (response.status_code, get_code(response)) == (403, "decision_declined")
-    assert failed[0]["launch"] == parked
+    assert failed[0]["launch"] == held
     assert _is_revoked(ehr, token)
-    parked.refresh_from_db()
-    assert (parked.status, parked.error_code) == ("failed", "decision_declined")
-    assert (parked.held, parked.question) == ("", "")
+    held.refresh_from_db()
+    assert (held.status, held.error_code) == ("failed", "decision_declined")
+    assert (held.held, held.question) == ("", "")
     assert browser.session.session_key == before
     assert open_page(browser, opened) == 200
     again = browser.post(page, {"choice": "no"})
@@ -606,9 +604,9 @@ def test_whoever_stays_keeps_everything_and_the_tokens_are_revoked(
     assert _signed_in(browser) == str(opened.user_id)
 
 
-def _get_access_token(parked: Launch) -> str:
-    assert parked.grant is not None
-    return parked.grant.access_token
+def _get_access_token(held: Launch) -> str:
+    assert held.grant is not None
+    return held.grant.access_token
 
 
 def _is_revoked(ehr: EHRSimulator, token: str) -> bool:
@@ -622,9 +620,9 @@ def test_whoever_waits_too_long_has_to_start_again(
 ) -> None:
     browser, opened = _open_as_first(ehr)
     launch(make_browser(), ehr, user=_second_clinician(ehr))
-    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    token = _get_access_token(parked)
-    assert parked.expires_at - timezone.now() <= timedelta(minutes=5)
+    held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(held)
+    assert held.expires_at - timezone.now() <= timedelta(minutes=5)
     with time_machine.travel(timezone.now() + timedelta(minutes=5)):
         with commit():
             if by == "purge":
@@ -634,8 +632,8 @@ def test_whoever_waits_too_long_has_to_start_again(
             assert Launch.objects.held().exists() is (by == "page")
             response = browser.post(page, {"choice": "no"})
         assert (response.status_code, get_code(response)) == (410, "decision_expired")
-    parked.refresh_from_db()
-    assert (parked.status, parked.held) == ("failed", "")
+    held.refresh_from_db()
+    assert (held.status, held.held) == ("failed", "")
     assert _is_revoked(ehr, token)
     assert _signed_in(browser) == str(opened.user_id)
 
@@ -672,14 +670,14 @@ def test_question_leaves_no_message_that_a_worker_would_hold_until_its_end(
     ehr: EHRSimulator, broker: Broker
 ) -> None:
     browser, _ = _open_as_first(ehr)
-    _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
     assert broker.messages == []
 
 
 def test_answer_needs_the_csrf_token_of_the_session(ehr: EHRSimulator) -> None:
     browser, opened = _open_as_first(ehr)
     launch(make_browser(), ehr, user=_second_clinician(ehr))
-    _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    _, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
     browser.handler.enforce_csrf_checks = True
     # Django's own page would lead nowhere.
     response = browser.post(page, {"choice": "no"})
@@ -698,7 +696,7 @@ def test_second_tab_goes_on_after_the_answer_in_the_first(ehr: EHRSimulator) -> 
     browser, _ = _open_as_first(ehr)
     second = _second_clinician(ehr)
     other = launch(make_browser(), ehr, user=second).user
-    pages = [_get_parked(_launch(browser, ehr, user=second))[1] for _ in range(2)]
+    pages = [_get_held(_launch(browser, ehr, user=second))[1] for _ in range(2)]
     browser.handler.enforce_csrf_checks = True
     tokens = [_read_token(browser, page) for page in pages]
     assert get_launch(_submit(browser, pages[0], tokens[0])).user == other
@@ -727,8 +725,8 @@ def test_question_about_one_user_is_not_another_one_s(
 ) -> None:
     browser, _ = _open_as_first(ehr)
     launch(make_browser(), ehr, user=_second_clinician(ehr))
-    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    token = _get_access_token(parked)
+    held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(held)
     third = make_user("sam")
     if is_signed_in:
         _sign_in(browser, third)
@@ -746,7 +744,7 @@ def test_two_charts_of_another_user_need_one_click(ehr: EHRSimulator) -> None:
     browser, _ = _open_as_first(ehr)
     second = _second_clinician(ehr)
     other = launch(make_browser(), ehr, user=second).user
-    pages = [_get_parked(_launch(browser, ehr, user=second))[1] for _ in range(2)]
+    pages = [_get_held(_launch(browser, ehr, user=second))[1] for _ in range(2)]
     first = get_launch(browser.post(pages[0], {"choice": "no"}))
     # By its own button, or by a reload: its user is the one signed in now.
     last = get_launch(browser.get(pages[1]))
@@ -756,13 +754,13 @@ def test_two_charts_of_another_user_need_one_click(ehr: EHRSimulator) -> None:
 
 def test_sign_out_ends_what_waits(ehr: EHRSimulator, commit: Callable[[], Any]) -> None:
     browser, _ = _open_as_first(ehr)
-    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    token = _get_access_token(parked)
+    held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(held)
     with commit():
         browser.post("/smart/logout/")
     assert get_code(browser.get(page)) == "decision_unknown"
-    parked.refresh_from_db()
-    assert (parked.status, parked.error_code) == ("failed", "signed_out")
+    held.refresh_from_db()
+    assert (held.status, held.error_code) == ("failed", "signed_out")
     assert _is_revoked(ehr, token)
 
 
@@ -793,7 +791,7 @@ def test_sign_in_that_a_link_began_does_not_replace_who_signed_in_meanwhile(
     started = browser.get("/smart/login/", {"server": "harbour"})
     victim = _sign_in(browser, make_user("maria"))
     response = get_callback(browser, ehr.authorize(started["Location"]))
-    _get_parked(response)
+    _get_held(response)
     assert _signed_in(browser) == str(victim.pk)
     assert attacker != victim
 
@@ -802,10 +800,10 @@ def test_switched_off_server_ends_what_waits(
     ehr: EHRSimulator, commit: Callable[[], Any]
 ) -> None:
     browser, opened = _open_as_first(ehr)
-    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    token = _get_access_token(parked)
-    parked.registration.is_active = False
-    parked.registration.save()
+    held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(held)
+    held.registration.is_active = False
+    held.registration.save()
     with commit():
         response = browser.post(page, {"choice": "no"})
     assert get_code(response) == "registration_inactive"
@@ -820,8 +818,8 @@ def test_unknown_account_is_connected_if_its_user_says_so(ehr: EHRSimulator) -> 
     ClientRegistration.objects.update(ehr_scope=_NAMED)
     user = make_user("maria", first_name="Maria", last_name="Lopez")
     browser = _signed_in_browser(user)
-    parked, page = _get_parked(_launch(browser, ehr))
-    assert parked.question == "link"
+    held, page = _get_held(_launch(browser, ehr))
+    assert held.question == "link"
     text = browser.get(page).content.decode()
     assert "Maria Lopez" in text
     assert next(iter(ehr.users.values())).name in text
@@ -836,7 +834,7 @@ def test_unknown_account_is_connected_if_its_user_says_so(ehr: EHRSimulator) -> 
 def test_unknown_account_may_sign_in_if_its_user_says_so(ehr: EHRSimulator) -> None:
     user = make_user("maria")
     browser = _signed_in_browser(user)
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     assert b"may_sign_in" not in browser.get(page).content
     # It is asked on a page of its own, and nothing is linked before that.
     asking = browser.post(page, {"choice": "yes"})["Location"]
@@ -854,7 +852,7 @@ def test_people_without_names_are_told_apart_by_reference_or_where_and_when(
     browser = make_browser()
     launch(browser, ehr)
     second = _second_clinician(ehr)
-    _, page = _get_parked(_launch(browser, ehr, user=second))
+    _, page = _get_held(_launch(browser, ehr, user=second))
     shown = browser.get(page)
     here, there = (shown.context[each] for each in ("here", "there"))
     assert (here["name"], there["name"]) == ("", "")
@@ -865,7 +863,7 @@ def test_people_without_names_are_told_apart_by_reference_or_where_and_when(
     # Signed in otherwise, and nothing else is known.
     browser = _signed_in_browser(User.objects.get())
     User.objects.update(username=f"smart-{'a' * 26}")
-    _, page = _get_parked(_launch(browser, ehr, user=second))
+    _, page = _get_held(_launch(browser, ehr, user=second))
     with time_machine.travel(timezone.now() + timedelta(seconds=1)):
         here = browser.get(page).context["here"]
     assert (here["name"], here["fhir_user"]) == ("", "")
@@ -876,7 +874,7 @@ def test_same_name_twice_is_no_answer(ehr: EHRSimulator) -> None:
     ClientRegistration.objects.update(ehr_scope=_NAMED)
     name = next(iter(ehr.users.values())).name
     browser = _signed_in_browser(make_user("maria", first_name=name))
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     text = browser.get(page).content.decode()
     assert "No, I&#x27;m someone else" in text.replace("'", "&#x27;")
 
@@ -886,7 +884,7 @@ def test_unknown_account_becomes_a_new_user_if_somebody_says_so(
 ) -> None:
     user = make_user("maria")
     browser = _signed_in_browser(user)
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     finished = get_launch(browser.post(page, {"choice": "no"}))
     assert finished.user not in (user, None)
     assert _signed_in(browser) == str(finished.user_id)
@@ -911,16 +909,16 @@ def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     browser = _signed_in_browser(make_user("maria"))
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     assert _list_choices(browser, page) == ["no", "yes", "cancel"]
     own = connect(browser, ehr)
     # At a shared workstation, it is the next clinician's who walked away.
-    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
     assert _list_choices(browser, page) == ["no", "cancel"]
     response = browser.post(page, {"choice": "yes", "may_sign_in": ""})
     assert (response.status_code, response["Location"]) == (302, page)
-    parked.refresh_from_db()
-    assert parked.status == "held"
+    held.refresh_from_db()
+    assert held.status == "held"
     assert TokenGrant.objects.active().get() == own.grant
     # Nor if the account is known from another server of the login group.
     FHIRServer.objects.update(login_group="tenants")
@@ -929,7 +927,7 @@ def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
     )
     Identity.objects.update(server=group)
     assert browser.post(page, {"choice": "yes", "may_sign_in": ""})["Location"] == page
-    assert parked.status == "held"
+    assert held.status == "held"
 
 
 def test_user_connects_a_second_account_from_this_site(ehr: EHRSimulator) -> None:
@@ -943,7 +941,7 @@ def test_user_connects_a_second_account_from_this_site(ehr: EHRSimulator) -> Non
 def test_no_new_user_is_offered_where_none_is_created(ehr: EHRSimulator) -> None:
     ClientRegistration.objects.update(create_users=False)
     browser = _signed_in_browser(make_user("maria"))
-    _, page = _get_parked(_launch(browser, ehr))
+    _, page = _get_held(_launch(browser, ehr))
     assert b'value="no"' not in browser.get(page).content
     response = browser.post(page, {"choice": "no"})
     assert (response.status_code, get_code(response)) == (403, "user_refused")
@@ -995,7 +993,7 @@ class _Broken(SMARTAuthenticationBackend):
         raise RuntimeError("a fault of the site")
 
 
-def test_tokens_are_revoked_if_a_hook_fails(
+def test_launch_fails_and_its_tokens_are_revoked_if_a_hook_fails(
     ehr: EHRSimulator, commit: Callable[[], Any], settings: Any
 ) -> None:
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}._Broken"]
@@ -1004,6 +1002,8 @@ def test_tokens_are_revoked_if_a_hook_fails(
         _launch(browser, ehr)
     assert len(ehr.requests_to("revoke")) >= 1
     assert TokenGrant.objects.get().status == "revoked"
+    row = Launch.objects.get()
+    assert (row.status, row.error_code) == ("failed", "internal_error")
 
 
 def test_tokens_that_come_after_a_sign_out_are_revoked(
@@ -1024,18 +1024,18 @@ def test_tokens_that_come_after_a_sign_out_are_revoked(
 
 
 @pytest.mark.parametrize("by", ["staff", "deactivation"])
-def test_parked_launch_that_others_end_revokes_its_tokens(
+def test_held_launch_that_others_end_revokes_its_tokens(
     ehr: EHRSimulator, admin_client: Client, commit: Callable[[], Any], by: str
 ) -> None:
     browser, opened = _open_as_first(ehr)
     other = launch(make_browser(), ehr, user=_second_clinician(ehr)).user
-    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    token = _get_access_token(parked)
+    held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(held)
     with commit():
         if by == "staff":
             admin_client.post(
                 "/admin/django_smart/launch/",
-                {"action": "end", "_selected_action": [parked.pk]},
+                {"action": "end", "_selected_action": [held.pk]},
             )
         else:
             User.objects.filter(pk=other and other.pk).update(is_active=False)
@@ -1053,7 +1053,7 @@ def test_launch_that_goes_on_while_all_are_being_ended_ends_as_well(
     ClientRegistration.objects.update(ehr_scope=_NAMED)
     launch(make_browser(), ehr, user=_second_clinician(ehr))
     browser = _signed_in_browser(make_user("maria"))
-    parked, page = _get_parked(_launch(browser, ehr))
+    held, page = _get_held(_launch(browser, ehr))
     answers = [{"choice": "yes", "may_sign_in": ""}]
 
     def answer(**_values: Any) -> None:
@@ -1064,8 +1064,8 @@ def test_launch_that_goes_on_while_all_are_being_ended_ends_as_well(
     end_at_any_stage(Launch.objects.all(), reason="ended_by_staff")
     grant_revoked.disconnect(answer)
     assert not answers
-    parked.refresh_from_db()
-    assert (parked.status, parked.error_code) == ("failed", "ended_by_staff")
+    held.refresh_from_db()
+    assert (held.status, held.error_code) == ("failed", "ended_by_staff")
     assert not TokenGrant.objects.active().exists()
 
 
@@ -1093,7 +1093,7 @@ def test_staff_that_a_hook_makes_need_a_server_that_the_site_names(
 def test_names_are_not_needed(ehr: EHRSimulator) -> None:
     browser = make_browser()
     launch(browser, ehr)
-    _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    _, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
     text = re.sub(r"csrf\w+\" value=\"\w+", "", browser.get(page).content.decode())
     made = User.objects.get().username
     assert made.startswith("smart-")

@@ -155,15 +155,6 @@ def test_fault_is_tolerated(name: str, ehr: EHRSimulator, elsewhere: Server) -> 
     assert elsewhere.requests == []
 
 
-@pytest.mark.compliance("RESP-03")
-def test_wider_scope_is_stored_as_granted(ehr: EHRSimulator) -> None:
-    ehr.faults.add("token_scope_wider")
-    finished = launch(make_browser(), ehr)
-    assert finished.grant is not None
-    assert "patient/*.cruds" in finished.grant.scope_granted.split()
-    assert "patient/*.cruds" not in finished.scope_asked.split()
-
-
 @pytest.mark.compliance("SEC-02")
 @pytest.mark.parametrize("fault", ["authorize_error_markup", "token_error_markup"])
 def test_markup_of_the_ehr_stays_text(ehr: EHRSimulator, fault: str) -> None:
@@ -195,19 +186,6 @@ def test_fault_leaves_the_stored_discovery_document_alone(ehr: EHRSimulator) -> 
                 before["jwks"],
                 before["issuer"],
             ), name
-
-
-@pytest.mark.compliance("CALL-05")
-def test_denied_access_is_a_page_and_no_launch(ehr: EHRSimulator) -> None:
-    browser = make_browser()
-    callback = ehr.authorize(start_ehr_launch(browser, ehr), approve=False)
-    response = get_callback(browser, callback)
-    assert response.status_code == 403
-    assert b"<code>access_denied</code>" in response.content
-    row = Launch.objects.get()
-    assert (row.status, row.error_code) == ("failed", "access_denied")
-    assert not ehr.requests_to("token")
-    _check_nobody_came_in(browser)
 
 
 def test_error_uri_is_a_link_only_if_it_is_https(ehr: EHRSimulator) -> None:

@@ -524,13 +524,13 @@ def test_click_in_a_frame_never_lets_an_account_sign_in(ehr, server):
     browser, user = make_browser(), make_user("maria")
     browser.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
     started = follow(browser, begin(browser, ehr))
-    parked = get_callback(browser, ehr.authorize(started["Location"]))["Location"]
-    asking = f"{parked}?may_sign_in=1"
+    held = get_callback(browser, ehr.authorize(started["Location"]))["Location"]
+    asking = f"{held}?may_sign_in=1"
     assert b"may_sign_in" not in browser.get(asking, headers=IN_FRAME).content
     # In a window of its own, it can be chosen.
     assert b"may_sign_in" in browser.get(asking).content
     choice = {"choice": "yes", "may_sign_in": "on"}
-    assert browser.post(parked, choice, headers=IN_FRAME).status_code == 302
+    assert browser.post(held, choice, headers=IN_FRAME).status_code == 302
     identity = Identity.objects.get()
     assert (identity.user, identity.may_sign_in) == (user, False)
     # Nor by connecting it again.

@@ -51,12 +51,6 @@ def test_another_issuer_is_refused_whether_one_was_promised_or_not(
     assert_refused(ehr, come_back(ehr, iss=written))
 
 
-@pytest.mark.compliance("CALL-09")
-@pytest.mark.usefixtures("registration")
-def test_promised_issuer_has_to_come(ehr: EHRSimulator) -> None:
-    assert_refused(ehr, come_back(ehr, iss=None))
-
-
 @pytest.mark.parametrize("change", [{PROMISE: False}, {"remove": (PROMISE,)}])
 @pytest.mark.usefixtures("registration")
 def test_issuer_that_nobody_promised_may_stay_away(
@@ -65,14 +59,6 @@ def test_issuer_that_nobody_promised_may_stay_away(
     answer(ehr, SMART, **change)
     assert come_back(ehr, iss=None).status_code == 302
     assert come_back(ehr, iss=ehr.issuer).status_code == 302
-
-
-@pytest.mark.compliance("CALL-05", "CALL-09")
-@pytest.mark.usefixtures("registration")
-def test_error_of_another_issuer_is_not_believed(ehr: EHRSimulator) -> None:
-    response = come_back(ehr, iss=OTHER, error="access_denied")
-    assert_refused(ehr, response)
-    assert b"access_denied" not in response.content
 
 
 @pytest.mark.compliance("CALL-09")

@@ -19,9 +19,6 @@ from tests.site.browsers import SITE_MARKS, Chart, make_context, open_chart
 
 pytestmark = SITE_MARKS
 
-TOKEN_PATH = "/auth/token"
-R2 = "https://ehr.example.org/v/r2/fhir"
-R4 = "https://ehr.example.org/v/r4/sim/abc/fhir"
 ROLE = "https://example.org/roles/friend"
 
 
@@ -77,34 +74,6 @@ def test_references_are_resolved_at_the_server_of_the_launch_alone(ehr):
     assert len(ehr.requests) == 1
 
 
-@pytest.mark.compliance("RESP-13")
-@pytest.mark.parametrize(
-    ("sent", "read"),
-    [(True, True), (False, False), ("true", True), ("False", False), ("perhaps", None)],
-)
-def test_banner_is_told_as_a_boolean_however_it_came(ehr, sent, read):
-    answer(ehr, TOKEN_PATH, need_patient_banner=sent)
-    assert open_context(ehr).need_patient_banner is read
-
-
-@pytest.mark.compliance("RESP-13")
-def test_banner_that_was_not_told_of_is_not_a_no(ehr):
-    answer(ehr, TOKEN_PATH, remove=("need_patient_banner",))
-    assert open_context(ehr).need_patient_banner is None
-
-
-@pytest.mark.compliance("RESP-10")
-def test_members_that_nobody_knows_are_kept(ehr):
-    extra: dict[str, Any] = {
-        "__vendor": {"a": [1, None]},
-        "https://vendor.example.org/x": "y",
-    }
-    answer(ehr, TOKEN_PATH, **extra)
-    context = open_context(ehr).context
-    assert {name: context[name] for name in extra} == extra
-    assert not {"access_token", "refresh_token", "id_token"} & set(context)
-
-
 # Style
 
 
@@ -119,23 +88,6 @@ def test_style_of_the_ehr_is_a_value(ehr):
     assert "Authorization" not in request.headers
     assert open_context(ehr).style == context.style
     assert len(ehr.requests_to("smart-style")) == 1
-
-
-@pytest.mark.compliance("RESP-15")
-@pytest.mark.parametrize(
-    "url", ["https://ehr.example.org/none.json", "http://ehr.example.org/s", 7]
-)
-def test_style_that_cannot_be_had_is_none(ehr, url):
-    answer(ehr, TOKEN_PATH, smart_style_url=url)
-    context = open_context(ehr)
-    assert context.style is None
-    assert context.context["smart_style_url"] == url
-
-
-def test_launch_without_a_style_has_none(ehr):
-    answer(ehr, TOKEN_PATH, remove=("smart_style_url",))
-    assert open_context(ehr).style is None
-    assert make_empty_context().style is None
 
 
 def test_event_loop_is_not_held_up_by_a_style(ehr):
@@ -180,11 +132,6 @@ def test_tag_sets_custom_properties(ehr):
 def test_tag_takes_the_nonce_of_the_page(ehr):
     page = render(open_context(ehr), "{% smart_style nonce=n %}", n='a"b')
     assert page.startswith('[<style nonce="a&quot;b">:root{')
-
-
-def test_quoted_fonts_are_css_in_the_page(ehr):
-    answer(ehr, "/smart-style.json", font_family_body="'Open Sans', serif")
-    assert '--smart-font-family-body:"Open Sans", serif;' in render(open_context(ehr))
 
 
 def test_tag_is_empty_without_a_style_a_launch_or_the_middleware(ehr):

@@ -141,20 +141,6 @@ def test_each_server_completes_at_its_own_callback(
         browser = make_browser()
 
 
-def test_code_at_the_callback_of_nobody_is_refused(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    browser = make_browser()
-    callback = urlsplit(ehr.authorize(start_login(browser)))
-    wrong = callback._replace(path="/smart/callback/nobody/").geturl()
-    response = get_callback(browser, wrong)
-    assert (response.status_code, response.context["code"]) == (
-        400,
-        "callback_mismatch",
-    )
-    assert not ehr.requests_to("token")
-
-
 # Who may share a callback
 
 

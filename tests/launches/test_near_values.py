@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 
-from django_smart.models import FHIRServer, Identity, Launch
+from django_smart.models import FHIRServer, Identity
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.people import User
-from tests.ehr import launch, make_browser, start_ehr_launch
-from tests.launch_urls import get_code, open_page
+from tests.ehr import launch, make_browser
 
 pytestmark = [
     pytest.mark.django_db,
@@ -26,34 +25,6 @@ near = pytest.mark.parametrize(
     [str.swapcase, str.upper, lambda value: f"{value} ", lambda value: f"{value}\t"],
     ids=["other case", "upper case", "space", "tab"],
 )
-
-
-@near
-@pytest.mark.compliance("CALL-01")
-def test_state_that_is_nearly_the_same_is_unknown(
-    ehr: EHRSimulator, change: Callable[[str], str]
-) -> None:
-    browser = make_browser()
-    callback = ehr.authorize(start_ehr_launch(browser, ehr))
-    path, query = urlsplit(callback).path, urlsplit(callback).query
-    values = dict(parse_qsl(query))
-    other = {**values, "state": change(values["state"])}
-    response = browser.get(f"{path}?{urlencode(other)}")
-    assert (response.status_code, get_code(response)) == (400, "state_unknown")
-    assert Launch.objects.get().status == Launch.Status.PENDING
-    assert ehr.requests_to("token") == []
-    assert browser.get(f"{path}?{urlencode(values)}").status_code == 302
-
-
-@near
-def test_key_that_is_nearly_the_same_opens_no_chart(
-    ehr: EHRSimulator, change: Callable[[str], str]
-) -> None:
-    browser = make_browser()
-    opened = launch(browser, ehr)
-    assert open_page(browser, opened) == 200
-    url = f"/~{quote(change(opened.key))}/page/"
-    assert browser.get(url).status_code >= 400
 
 
 @near

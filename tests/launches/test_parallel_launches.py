@@ -134,28 +134,6 @@ def test_launches_of_two_tabs_at_one_moment_both_complete_each_time(ehr, site_ur
     _launch_in_parallel(ehr, site_url, times=50)
 
 
-@pytest.mark.compliance("EHRL-09")
-@pytest.mark.usefixtures("registration")
-@pytest.mark.parametrize("late", ["before its callback", "and is left alone"])
-def test_first_answer_that_comes_late_takes_no_launch_away(ehr, late):
-    """Its cookie replaces one that a launch was finished with meanwhile."""
-    browser, slow = make_browser(), make_browser()
-    first, second = list(ehr.data["Patient"])[:2]
-    opened = launch(browser, ehr, patient=first)
-    url = ehr.authorize(start_ehr_launch(slow, ehr, patient=second))
-    pages = {opened.key: first}
-
-    browser.cookies.update(slow.cookies)
-    if late == "before its callback":
-        callback = get_callback(browser, url)
-        pages[callback["Location"].split("/")[1].removeprefix("~")] = second
-
-    for key, patient in pages.items():
-        response = browser.get(f"/~{key}/whoami/")
-        assert response.status_code == 200, response.content
-        assert response.json()["patient"] == patient
-
-
 @pytest.mark.parametrize("finished", ["in turn", "at one moment"])
 def test_launches_that_sign_in_over_another_user_both_complete(ehr, finished):
     """A session of somebody else was left open: the first of them ends it."""

@@ -417,19 +417,6 @@ def test_connecting_after_the_session_ran_out_asks_to_sign_in_again(
     assert b'name="next" value="/page/"' in asked.content
 
 
-def test_connecting_after_the_session_ran_out_leads_back_from_another_host(
-    settings: Any,
-) -> None:
-    settings.LOGIN_URL = "https://id.example.org/smart/login/"
-    browser = make_browser()
-    _sign_in(browser)
-    response = _press_connect(browser)
-    url = response.context["retry"].url
-    assert url.startswith("https://id.example.org/smart/login/?")
-    (page,) = parse_qs(urlsplit(url).query)["next"]
-    assert page.startswith("https://app.example.org/smart/login/?server=harbour")
-
-
 @pytest.mark.compliance("SEC-11")
 def test_connecting_after_the_session_ran_out_does_not_sign_in_by_the_ehr(
     settings: Any,
@@ -455,30 +442,6 @@ def test_connecting_an_identity_of_someone_else_is_refused(ehr: EHRSimulator) ->
     assert TokenGrant.objects.active().count() == 1
     assert _signed_in(browser) == str(user.pk)
     assert browser.session.session_key == before
-
-
-def test_advice_on_an_identity_of_someone_else_helps(
-    ehr: EHRSimulator, admin_client: Client
-) -> None:
-    owner_browser, browser = make_browser(), make_browser()
-    owner = _sign_in(owner_browser, "maria")
-    grant = connect(owner_browser, ehr).grant
-    assert grant is not None
-    user = _sign_in(browser)
-    page = get_callback(browser, ehr.authorize(start_login(browser))).content.decode()
-    assert "support" in page
-    # To disconnect it, as that user can, would not do.
-    assert "disconnect" not in page
-    owner_browser.post("/smart/connections/", {"grant": grant.pk})
-    response = get_callback(browser, ehr.authorize(start_login(browser)))
-    assert get_code(response) == "identity_in_use"
-    # What the operators can do does.
-    identity = Identity.objects.get(user=owner)
-    admin_client.post(
-        f"/admin/django_smart/identity/{identity.pk}/delete/", {"post": "yes"}
-    )
-    assert connect(browser, ehr).user == user
-    assert Identity.objects.get().user == user
 
 
 @pytest.mark.parametrize("change", ["another", "nobody"])
@@ -717,28 +680,6 @@ def test_launch_that_was_stored_goes_on_after_a_late_error(
     assert not ehr.requests_to("revoke")
     errors = [each for each in caplog.records if each.levelname == "ERROR"]
     assert [each.exc_info is not None for each in errors] == [True]
-
-
-@pytest.mark.django_db(transaction=True)
-def test_parked_launch_that_was_stored_goes_on_after_a_late_error(
-    ehr: EHRSimulator, settings: Any, late_error: list[str]
-) -> None:
-    settings.LOGIN_URL = "/admin/login/"
-    owner_browser, browser = make_browser(), make_browser()
-    owner = _sign_in(owner_browser)
-    late_error.append("not yet")
-    connect(owner_browser, ehr)
-    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
-    Identity.objects.update(last_seen_at=None)
-    late_error.clear()
-    _sign_in(browser)
-    opened = get_launch(browser.get(response["Location"]))
-    assert len(late_error) == 1
-    assert (opened.status, opened.user) == ("open", owner)
-    assert open_page(browser, opened) == 200
-    assert opened.grant is not None
-    assert opened.grant.status == "active"
-    assert not ehr.requests_to("revoke")
 
 
 def test_fhir_user_at_another_server_signs_in_and_is_never_read(ehr, registration):
