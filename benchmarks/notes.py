@@ -91,14 +91,14 @@ _SAME_WORK = (
 )
 
 _RECORD = (
-    "A bare loop inserts one row for each resource. The package inserts two, since the "
-    "version of each resource is kept for every sink, and a page has four more "
-    "statements, among them the lock of the run. It also searches each resource for "
-    "references and checks whose it is. "
-    "Tried: finding references in one loop instead of nested generators; three indexes "
-    "less. "
-    "Not done: comparing with the rows of the sink instead, which other sinks do not "
-    "have."
+    "A bare loop sends one statement for each page. The package sends five: whether the "
+    "server is paused, which versions are known, the lock of the run, the resources, "
+    "and the progress. It also searches each resource for references and checks whose "
+    "it is. "
+    "Tried: one row for each resource instead of two; a key that contains the run, so "
+    "that PostgreSQL without statistics does not read all rows of the run. "
+    "Not done: several pages in one transaction, of which a killed process would read "
+    "all again."
 )
 
 #: By question and check: the reason, and what was tried.

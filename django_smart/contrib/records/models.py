@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Self
 
 from django.conf import settings
-from django.db import models
+from django.db import connections, models, router
 from django.db.models import Count, F, Min, Q
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext_lazy as _
@@ -194,8 +194,9 @@ class SyncRun(models.Model):
 
     def count(self) -> dict[str, int]:
         """Return the number of resources that were delivered, by type."""
-        rows = self.resources.exclude(version="").values_list("resource_type")
-        return dict(rows.annotate(Count("pk")).order_by("resource_type"))
+        rows = self.copies if self.copies.exists() else self.resources
+        types = rows.exclude(version="").values_list("resource_type")
+        return dict(types.annotate(Count("pk")).order_by("resource_type"))
 
 
 def _combine(states: list[str]) -> str:
@@ -253,44 +254,77 @@ class SyncedType(models.Model):
         return f"{self.resource_type}?{self.query}".removesuffix("?")
 
 
-class SyncedResource(models.Model):
+def get_resource_key(run: SyncRun, resource_type: str, resource_id: str) -> str:
+    """Return the ``key`` of a resource's row."""
+    return digest(str(run.pk), resource_type, resource_id)
+
+
+class ResourceRow(models.Model):
     """
-    A resource of the record: the version that the sink has.
+    A resource of a record: the version that the sink has.
 
     Attributes:
-        version: digest of its version; empty for one that others refer to, and that was
-            not read yet.
+        key: contains the run, since a database without statistics would rather read
+            all rows of a run than look up each key in it.
+        version: digest of its version.
         seen: number of the run that last met it.
     """
 
-    run = models.ForeignKey(
-        SyncRun,
-        models.CASCADE,
-        # The constraint below has an index that begins with it.
-        db_index=False,
-        related_name="resources",
-        verbose_name=_("run"),
-    )
-    key = DigestField(sources=("resource_type", "resource_id"))
+    key = DigestField(sources=("run_name", "resource_type", "resource_id"))
     resource_type = models.CharField(_("resource type"), max_length=64)
     resource_id = models.CharField(_("id"), max_length=64)
     version = models.CharField(_("version"), max_length=64, blank=True)
     seen = models.PositiveIntegerField(_("seen in run"), default=0)
+    run_id: int
 
     class Meta:
-        verbose_name = _("resource of a record")
-        verbose_name_plural = _("resources of a record")
+        abstract = True
         constraints = (
-            models.UniqueConstraint(
-                fields=["run", "key"], name="smart_records_resource"
-            ),
+            # Without the second index that unique=True has in PostgreSQL.
+            models.UniqueConstraint(fields=["key"], name="%(class)s_key"),
         )
 
     def __str__(self) -> str:
         return f"{self.resource_type} {self.pk}"
 
+    @classmethod
+    def put(cls, rows: Sequence[Self]) -> None:
+        """Insert *rows*, or update those that are there, in one statement."""
+        fields = {field.name for field in cls._meta.concrete_fields}
+        fields -= {"id", "run", "key", "resource_type", "resource_id"}
+        features = connections[router.db_for_write(cls)].features
+        # MariaDB takes any unique column.
+        has_target = features.supports_update_conflicts_with_target
+        cls._default_manager.bulk_create(
+            rows,
+            update_conflicts=True,
+            update_fields=sorted(fields),
+            unique_fields=["key"] if has_target else None,
+        )
 
-class StoredResource(models.Model):
+    @property
+    def run_name(self) -> str:
+        """Which run it belongs to, as text."""
+        return str(self.run_id)
+
+
+class SyncedResource(ResourceRow):
+    """
+    A resource that a sink without rows has, or one that others refer to.
+
+    Those that were not read yet have no version.
+    """
+
+    run = models.ForeignKey(
+        SyncRun, models.CASCADE, related_name="resources", verbose_name=_("run")
+    )
+
+    class Meta(ResourceRow.Meta):
+        verbose_name = _("resource of a record")
+        verbose_name_plural = _("resources of a record")
+
+
+class StoredResource(ResourceRow):
     """
     A copy of one resource, which :class:`~.sinks.ModelSink` keeps.
 
@@ -303,31 +337,22 @@ class StoredResource(models.Model):
     run = models.ForeignKey(
         SyncRun,
         models.CASCADE,
-        # The constraint below has an index that begins with it.
+        # The index below begins with it.
         db_index=False,
         related_name="copies",
         verbose_name=_("run"),
     )
-    key = DigestField(sources=("resource_type", "resource_id"))
-    resource_type = models.CharField(_("resource type"), max_length=64)
-    resource_id = models.CharField(_("id"), max_length=64)
     version_id = models.CharField(_("version"), max_length=64, blank=True)
     last_updated = models.CharField(_("last updated"), max_length=40, blank=True)
     content = models.TextField(_("content"), blank=True)
     encrypted_content = EncryptedTextField(_("content"), blank=True)
 
-    class Meta:
+    class Meta(ResourceRow.Meta):
         verbose_name = _("copy of a resource")
         verbose_name_plural = _("copies of resources")
-        constraints = (
-            models.UniqueConstraint(fields=["run", "key"], name="smart_records_copy"),
-        )
         indexes = (
             models.Index(fields=["run", "resource_type"], name="smart_records_by_type"),
         )
-
-    def __str__(self) -> str:
-        return f"{self.resource_type} {self.pk}"
 
     @property
     def resource(self) -> dict[str, Any]:

@@ -13,12 +13,15 @@ from urllib.parse import urlencode
 
 from django_smart.exceptions import FHIRRequestError
 from django_smart.fhir.compartment import find_patient_parameter
+from django_smart.fhir.json import dump_json
+from django_smart.fields import digest
 from django_smart.protocol.scopes import ResourceScope, ScopeSet
 
 __all__ = [
     "find_references",
     "get_categories",
     "get_meta",
+    "get_version",
     "is_id",
     "plan_searches",
 ]
@@ -104,6 +107,14 @@ def get_meta(resource: Mapping[str, Any]) -> dict[str, str]:
         else ""
         for name, pattern in (("versionId", _ID), ("lastUpdated", _INSTANT))
     }
+
+
+def get_version(resource: Mapping[str, Any]) -> str:
+    """Return a digest of the version, or of the content if the EHR names none."""
+    meta = get_meta(resource)
+    if meta["versionId"] and meta["lastUpdated"]:
+        return digest(meta["versionId"], meta["lastUpdated"])
+    return digest(dump_json(resource).decode())
 
 
 def find_references(

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from django_smart.fhir.json import dump_json
-from django_smart.fields import digest
 
-from .models import StoredResource, SyncRun
-from .plan import get_meta
+from .models import StoredResource, SyncRun, get_resource_key
+from .plan import get_meta, get_version
 
 __all__ = ["EncryptedModelSink", "ModelSink", "NDJSONSink", "Sink"]
 
@@ -72,16 +71,11 @@ class ModelSink(Sink):
         self._run = run
 
     def put(self, resources: Sequence[Resource]) -> None:
-        copies = [self._build(resource) for resource in resources]
-        self._delete([(copy.resource_type, copy.resource_id) for copy in copies])
-        StoredResource.objects.bulk_create(copies)
+        StoredResource.put([self._build(resource) for resource in resources])
 
     def delete(self, resource_type: str, ids: Sequence[str]) -> None:
-        self._delete([(resource_type, id_) for id_ in ids])
-
-    def _delete(self, names: Sequence[tuple[str, str]]) -> None:
-        keys = [digest(*name) for name in names]
-        StoredResource.objects.filter(run=self._run, key__in=keys).delete()
+        keys = [get_resource_key(self._run, resource_type, id_) for id_ in ids]
+        StoredResource.objects.filter(key__in=keys).delete()
 
     def _build(self, resource: Resource) -> StoredResource:
         meta = get_meta(resource)
@@ -90,6 +84,8 @@ class ModelSink(Sink):
             run=self._run,
             resource_type=resource["resourceType"],
             resource_id=resource["id"],
+            version=get_version(resource),
+            seen=self._run.number,
             version_id=meta["versionId"],
             last_updated=meta["lastUpdated"],
             content="" if self.is_encrypted else text,

@@ -37,26 +37,32 @@ from django_smart.fhir.compartment import (
 )
 from django_smart.fhir.dates import parse_date
 from django_smart.fhir.interactions import build_search
-from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import raise_for_status
 from django_smart.fhir.paging import SearchPage, SearchStream
 from django_smart.fhir.parameters import build_search_query
 from django_smart.fhir.record_check import record_check
-from django_smart.fields import digest
 from django_smart.models import ServerState, TokenGrant
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 
-from .models import SyncedResource, SyncedType, SyncRun
+from .models import (
+    ResourceRow,
+    StoredResource,
+    SyncedResource,
+    SyncedType,
+    SyncRun,
+    get_resource_key,
+)
 from .plan import (
     find_references,
     get_categories,
     get_meta,
+    get_version,
     is_id,
     plan_searches,
 )
 from .signals import record_synced
-from .sinks import Sink
+from .sinks import ModelSink, Sink
 
 __all__ = ["Sync"]
 
@@ -75,6 +81,7 @@ _PAGE_SIZE = 100
 Resource = dict[str, Any]
 _State = SyncedType.State
 _T = TypeVar("_T")
+_Row = TypeVar("_Row", bound=ResourceRow)
 
 
 class _PauseError(Exception):
@@ -117,6 +124,10 @@ class Sync:
         self._on_progress = on_progress
         self._page_size = _PAGE_SIZE
         self._run = SyncRun.get_for(grant, sink.get_name())
+        # Which rows have the versions that the sink has.
+        self._model: type[StoredResource | SyncedResource] = (
+            StoredResource if isinstance(sink, ModelSink) else SyncedResource
+        )
         self._owner = str(uuid.uuid4())
 
     def run(self) -> SyncRun:
@@ -200,12 +211,18 @@ class Sync:
         # One after the other, since a refused search adds those by category.
         while row := waiting.first():
             self._read_type(row)
-        unseen = self._run.resources.filter(seen__lt=self._run.number)
-        for resource in _iter_rows(unseen.filter(version="")):
-            self._read_referenced(resource)
+        unread = SyncedResource.objects.filter(
+            run=self._run, seen__lt=self._run.number, version=""
+        )
+        for reference in _iter_rows(unread):
+            self._read_referenced(reference)
         if self._run.is_full:
-            complete = unseen.filter(resource_type__in=self._run.complete)
-            for resource in _iter_rows(complete.exclude(version="")):
+            unlisted = self._model.objects.filter(
+                run=self._run,
+                seen__lt=self._run.number,
+                resource_type__in=self._run.complete,
+            )
+            for resource in _iter_rows(unlisted):
                 self._read_unlisted(resource)
 
     # Searches
@@ -277,18 +294,18 @@ class Sync:
             return
         self._page_size //= 10
         row.next_url = ""
-        row.save()
+        self._save(row)
 
     def _ask_differently(self, row: SyncedType, error: FHIRStatusError) -> None:
         """Search again, if the EHR refused how it was asked."""
         if row.next_url:
             # The link has run out.
             row.next_url = ""
-            row.save()
+            self._save(row)
         elif row.since and not self._run.is_full:
             # Perhaps it does not know _lastUpdated.
             row.since = ""
-            row.save()
+            self._save(row)
         else:
             self._end_type(row, _State.REFUSED, error.code)
             if not row.query and not isinstance(error, FHIRNotFoundError):
@@ -297,6 +314,9 @@ class Sync:
 
     def _end_type(self, row: SyncedType, state: str, reason: str = "") -> None:
         row.state, row.reason, row.next_url = state, reason, ""
+        self._save(row)
+
+    def _save(self, row: SyncedType) -> None:
         row.save()
 
     def _find_since(self, row: SyncedType) -> str:
@@ -318,11 +338,12 @@ class Sync:
         kind = row.resource_type
         if not find_missing_scope(self._grant.scopes, "read", kind):
             with suppress(FHIRError, ResponseTooLargeError):
-                self._store(None, [self._read(kind, row.resource_id)])
-                return
+                resource = self._read(kind, row.resource_id)
+                if self._store(None, [resource]):
+                    row.version = get_version(resource)
         self._mark_seen(row)
 
-    def _read_unlisted(self, row: SyncedResource) -> None:
+    def _read_unlisted(self, row: ResourceRow) -> None:
         """
         Read a resource that no search listed; deliver its end only if it is gone.
 
@@ -335,19 +356,18 @@ class Sync:
         except (FHIRError, ResponseTooLargeError):
             self._mark_seen(row)
         else:
-            if self._is_of_patient(resource):
-                self._store(None, [resource])
-            else:
+            if not self._store(None, [resource]):
                 self._delete(row)
 
-    def _delete(self, row: SyncedResource) -> None:
+    def _delete(self, row: ResourceRow) -> None:
         with self._storing():
             self._sink.delete(row.resource_type, [row.resource_id])
             row.delete()
 
-    def _mark_seen(self, row: SyncedResource) -> None:
+    def _mark_seen(self, row: ResourceRow) -> None:
         row.seen = self._run.number
-        row.save(update_fields=["seen"])
+        with self._storing():
+            row.save(update_fields=["version", "seen"])
 
     # Requests
 
@@ -398,9 +418,12 @@ class Sync:
                 self._run.position = position
                 self._run.save(update_fields=["position"])
 
-    def _store(self, row: SyncedType | None, resources: Sequence[Resource]) -> None:
+    def _store(self, row: SyncedType | None, resources: Sequence[Resource]) -> int:
         """
         Deliver what is new, and note it and the progress in the same transaction.
+
+        Returns:
+            How many of *resources* belong to the patient.
         """
         kept = []
         for resource in resources:
@@ -411,12 +434,14 @@ class Sync:
         with self._storing():
             changed = self._compare(kept)
             if changed:
-                self._sink.put(changed)
+                self._put(changed)
+                self._note_references(changed)
             if row is not None:
                 row.newest = _find_newest([row.newest, *map(_get_time, kept)])
                 row.save()
         if self._on_progress is not None:
             self._on_progress(self._run, len(changed))
+        return len(kept)
 
     def _is_of_patient(self, resource: Resource) -> bool:
         try:
@@ -426,37 +451,37 @@ class Sync:
         return is_id(resource.get("id"))
 
     def _compare(self, resources: Sequence[Resource]) -> list[Resource]:
-        """Note the versions of *resources*, and return those that the sink lacks."""
-        run, number = self._run, self._run.number
-        contents = {
-            digest(resource["resourceType"], resource["id"]): resource
-            for resource in resources
+        """Return those that the sink lacks, and note that the others were met."""
+        contents: dict[str | None, Resource] = {
+            get_resource_key(self._run, one["resourceType"], one["id"]): one
+            for one in resources
         }
-        known = {str(row.key): row for row in run.resources.filter(key__in=contents)}
-        new, changed, same = [], [], []
-        for key, resource in contents.items():
-            row, version = known.get(key), _get_version(resource)
-            if row is None:
-                new.append(
+        known = self._model.objects.filter(key__in=contents)
+        same = [
+            key
+            for key, version in known.values_list("key", "version")
+            if version == get_version(contents[key])
+        ]
+        self._model.objects.filter(key__in=same).update(seen=self._run.number)
+        for key in same:
+            del contents[key]
+        return list(contents.values())
+
+    def _put(self, resources: Sequence[Resource]) -> None:
+        self._sink.put(resources)
+        if self._model is SyncedResource:
+            SyncedResource.put(
+                [
                     SyncedResource(
-                        run=run,
+                        run=self._run,
                         resource_type=resource["resourceType"],
                         resource_id=resource["id"],
-                        version=version,
-                        seen=number,
+                        version=get_version(resource),
+                        seen=self._run.number,
                     )
-                )
-            elif row.version == version:
-                same.append(row.pk)
-            else:
-                row.version, row.seen = version, number
-                changed.append(row)
-        SyncedResource.objects.bulk_create(new)
-        SyncedResource.objects.bulk_update(changed, ["version", "seen"])
-        run.resources.filter(pk__in=same).update(seen=number)
-        delivered = [contents[str(row.key)] for row in (*new, *changed)]
-        self._note_references(delivered)
-        return delivered
+                    for resource in resources
+                ]
+            )
 
     def _note_references(self, resources: Sequence[Resource]) -> None:
         """Remember what is to be read once, because these refer to it."""
@@ -466,30 +491,25 @@ class Sync:
             attachments=self._attachments,
         )
         names = set[tuple[str, str]]().union(*map(find, resources))
-        keys = {digest(*name): name for name in names}
-        rows = self._run.resources.filter(key__in=keys)
-        known = set(rows.values_list("key", flat=True))
+        keys: dict[str | None, tuple[str, str]] = {
+            get_resource_key(self._run, *name): name for name in names
+        }
+        known = SyncedResource.objects.filter(key__in=keys)
+        for key in known.values_list("key", flat=True):
+            del keys[key]
         SyncedResource.objects.bulk_create(
-            SyncedResource(run=self._run, resource_type=name, resource_id=id_)
-            for key, (name, id_) in keys.items()
-            if key not in known
+            SyncedResource(run=self._run, resource_type=kind, resource_id=id_)
+            for kind, id_ in keys.values()
         )
 
 
-def _iter_rows(rows: QuerySet[SyncedResource]) -> Iterator[SyncedResource]:
+def _iter_rows(rows: QuerySet[_Row]) -> Iterator[_Row]:
     """Yield one after the other: what is done with one may add others."""
     last = 0
-    while row := rows.filter(pk__gt=last).order_by("pk").first():
-        last = row.pk
-        yield row
-
-
-def _get_version(resource: Resource) -> str:
-    """Return a digest of the version, or of the content if the EHR names none."""
-    meta = get_meta(resource)
-    if meta["versionId"] and meta["lastUpdated"]:
-        return digest(meta["versionId"], meta["lastUpdated"])
-    return digest(dump_json(resource).decode())
+    while batch := list(rows.filter(pk__gt=last).order_by("pk")[:_PAGE_SIZE]):
+        # A row that was deleted has no key.
+        last = batch[-1].pk
+        yield from batch
 
 
 def _get_time(resource: Resource) -> str:

@@ -17,7 +17,7 @@ _SYNC = "contrib/records/sync.py"
 _PROPERTY = "test_in_step.py"
 _SEEDS = "100"
 
-_PUT = "if changed:\n    self._sink.put(changed)\n"
+_PUT = "if changed:\n    self._put(changed)\n"
 _AFTER = "        if self._on_progress is not None:"
 
 # What is broken, and the tests that find it.
