@@ -317,7 +317,8 @@ class Sync:
         self._save(row)
 
     def _save(self, row: SyncedType) -> None:
-        row.save()
+        with self._storing():
+            row.save()
 
     def _find_since(self, row: SyncedType) -> str:
         """

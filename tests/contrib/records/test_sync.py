@@ -231,6 +231,26 @@ def test_two_runs_of_one_record_exclude_each_other(
     assert sync_record(grant, sink).is_finished
 
 
+@pytest.mark.parametrize("status", [200, 400, 403, 500])
+def test_process_that_lost_its_run_ends_no_type(
+    ehr: EHRSimulator, grant: TokenGrant, status: int
+) -> None:
+    def take(handler: Any, request: Any) -> Any:
+        response = handler(request)
+        if request.path.endswith("/Observation"):
+            # It was stopped for longer than its lease.
+            SyncRun.objects.update(owner="another process")
+            response.status_code = status
+        return response
+
+    ehr.interceptors.append(take)
+    run = sync_record(grant, MemorySink())
+    assert (run.is_finished, run.last_error) == (False, "record_busy")
+    assert run.states["Observation"] == "waiting"
+    assert SyncRun.objects.get().owner == "another process"
+    assert not any("category" in query for query in searches(ehr))
+
+
 def test_pause_of_the_server_is_respected(ehr: EHRSimulator, grant: TokenGrant) -> None:
     FHIRServer.objects.update(paused=True)
     sink = MemorySink()
