@@ -335,3 +335,24 @@ def test_command_shows_its_progress_to_a_person(
     call_command("smart_sync", stdout=out)
     assert ("#" in out.getvalue()) is out.isatty()
     assert "types complete" in out.getvalue().splitlines()[-1]
+
+
+def test_bar_is_shown_when_only_a_reference_is_left_to_read(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    refuse = Response("{}", 403, mimetype="application/fhir+json")
+
+    def respond(handler: Any, request: Any) -> Any:
+        return refuse if "/Practitioner/" in request.path else handler(request)
+
+    ehr.interceptors.append(respond)
+    sync_due_records()
+    assert SyncRun.objects.get().resources.filter(version="").exists()
+    ehr.interceptors.clear()
+    # The patient allows less than before, and nothing that is searched for.
+    TokenGrant.objects.update(scope="patient/Practitioner.r offline_access")
+    make_due()
+    out, errors = Terminal(), StringIO()
+    call_command("smart_sync", stdout=out, stderr=errors)
+    assert errors.getvalue() == ""
+    assert "0 of 0 types, 1 resources" in out.getvalue()

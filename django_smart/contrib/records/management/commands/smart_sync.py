@@ -98,7 +98,8 @@ class _Bar:
         self._delivered += delivered
         states = list(run.states.values())
         read = len(states) - states.count(SyncedType.State.WAITING)
-        bar = "#" * (_WIDTH * read // len(states))
+        # A run may have only references left to read.
+        bar = "#" * (_WIDTH * read // max(len(states), 1))
         self._stdout.write(
             f"\r{self._progress} [{bar:{_WIDTH}}] {read} of {len(states)} types, "
             f"{self._delivered} resources",
