@@ -60,7 +60,9 @@ def served(settings: Any) -> Iterator[EHRSimulator]:
 @pytest.fixture
 def grant(served: EHRSimulator) -> TokenGrant:
     """A connection whose access token has ended."""
-    registration = make_registration(server__base_url=served.base_url)
+    registration = make_registration(
+        server__base_url=served.base_url, ehr_scope="", standalone_scope=_SCOPE
+    )
     known = Grant(
         client_id=CLIENT_ID,
         user=None,
@@ -72,6 +74,7 @@ def grant(served: EHRSimulator) -> TokenGrant:
     served.store.refresh_tokens[token.value] = token
     return make_grant(
         registration,
+        kind=TokenGrant.Kind.STANDALONE,
         user=make_user(),
         refresh_token=token.value,
         patient_id=PATIENT,
@@ -94,36 +97,53 @@ def test_run_continues_after_its_process_was_killed(
     has_files: bool,
 ) -> None:
     directory = str(tmp_path) if has_files else ""
+    command = ["reader", str(grant.pk), directory]
+    _kill_twice(served, command, moment)
+    _check_record(grant, tmp_path if has_files else None)
+
+
+@pytest.mark.parametrize(
+    "has_files", [False, pytest.param(True, marks=pytest.mark.long)]
+)
+def test_run_continues_after_a_worker_was_killed(
+    served: EHRSimulator,
+    grant: TokenGrant,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    has_files: bool,
+) -> None:
+    queue = str(tmp_path_factory.mktemp("queue"))
+    _kill_twice(served, ["worker", queue, str(tmp_path) if has_files else ""], 3)
+    _check_record(grant, tmp_path if has_files else None)
+
+
+def _kill_twice(ehr: EHRSimulator, command: list[str], moment: int) -> None:
     for _ in range(2):
-        _read_until_killed(served, grant, directory, moment)
+        _read_until_killed(ehr, command, moment)
         # Its time is over, as it would be after five minutes.
         then = timezone.now() - timedelta(seconds=1)
-        SyncRun.objects.update(busy_until=then)
-    run = sync_record(grant, NDJSONSink(tmp_path) if has_files else ModelSink())
+        assert SyncRun.objects.exclude(owner="").update(busy_until=then) == 1
+
+
+def _check_record(grant: TokenGrant, directory: Path | None) -> None:
+    """Nothing is missing, and nothing came twice."""
+    run = sync_record(grant, NDJSONSink(directory) if directory else ModelSink())
     assert run.is_complete, (run.states, run.last_error)
-    names = Counter(
-        load_json(line)["id"]
-        for path in tmp_path.iterdir()
-        for line in path.read_bytes().splitlines()
-    )
-    if not has_files:
+    if directory:
+        (path,) = directory.iterdir()
+        lines = path.read_bytes().splitlines()
+        names = Counter(load_json(line)["id"] for line in lines)
+    else:
         names = Counter(run.copies.values_list("resource_id", flat=True))
     assert set(names.values()) == {1}
     assert {f"result-{number}" for number in range(_NUMBER)} <= set(names)
 
 
-def _read_until_killed(
-    ehr: EHRSimulator, grant: TokenGrant, directory: str, moment: int
-) -> None:
+def _read_until_killed(ehr: EHRSimulator, command: list[str], moment: int) -> None:
     """The first moments are during a request, and others while its answer is stored."""
+    name, *arguments = command
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tests.contrib.records.reader",
-            str(grant.pk),
-            directory,
-        ],
+        [sys.executable, "-m", f"tests.contrib.records.{name}", *arguments],
         cwd=_ROOT,
         env=os.environ
         | {
