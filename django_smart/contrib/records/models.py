@@ -25,7 +25,7 @@ _LEASE = timedelta(minutes=5)
 
 
 # Whether the latest run has read everything that it could.
-IS_FINISHED = Q(finished_at__gte=F("started_at"))
+IS_FINISHED = Q(finished_at__gte=F("started_at"), last_error="")
 
 
 class SyncRunQuerySet(models.QuerySet["SyncRun"]):
@@ -154,8 +154,16 @@ class SyncRun(models.Model):
         """Whether every type was read, refused, or could only be read in part."""
         return (
             self.started_at is not None
-            and self.finished_at is not None
-            and self.finished_at >= self.started_at
+            and not self.is_to_continue
+            # The next one could not even begin.
+            and not self.last_error
+        )
+
+    @property
+    def is_to_continue(self) -> bool:
+        """Whether it began, and has not come to its end."""
+        return self.started_at is not None and (
+            self.finished_at is None or self.finished_at < self.started_at
         )
 
     @property

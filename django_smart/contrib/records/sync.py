@@ -161,7 +161,7 @@ class Sync:
         # While the run is this process's: the next one may have written meanwhile.
         with self._storing():
             self._sink.truncate(run.position)
-        if run.started_at is not None and not run.is_finished:
+        if run.is_to_continue:
             return
         now = timezone.now()
         run.number += 1

@@ -261,6 +261,21 @@ def test_pause_of_the_server_is_respected(ehr: EHRSimulator, grant: TokenGrant) 
     assert sync_record(grant, sink).is_complete
 
 
+def test_later_run_that_cannot_begin_is_not_finished(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    sync_record(grant, MemorySink())
+    changed = change_one(ehr)
+    FHIRServer.objects.update(paused=True)
+    sync_record(grant, MemorySink())
+    run = SyncRun.objects.get()
+    assert (run.is_finished, run.last_error) == (False, "server_paused")
+    FHIRServer.objects.update(paused=False)
+    sink = MemorySink()
+    assert sync_record(grant, sink).is_complete
+    assert sink.received == [changed]
+
+
 def test_ended_grant_is_refused(ehr: EHRSimulator, grant: TokenGrant) -> None:
     disconnect_grant(grant)
     with pytest.raises(NoGrantError):
