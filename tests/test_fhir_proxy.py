@@ -838,6 +838,7 @@ def test_search_may_be_sent_as_a_form():
         ("PUT", "Observation?_count=1", OBSERVATION, 403),
         ("PATCH", "Observation", OBSERVATION, 403),
         ("DELETE", "Observation", None, 400),
+        ("DELETE", "?identifier=1", None, 400),
         ("GET", "Observation/_search", None, 400),
         ("POST", "Observation", PATIENT, 400),
         ("POST", "", {"type": []}, 400),

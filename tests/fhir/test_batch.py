@@ -225,6 +225,20 @@ def test_entry_brings_what_was_meant(grant, add, right, wrong):
             assert isinstance(answer.error, MalformedFHIRResponseError)
 
 
+def test_search_and_delete_bring_what_they_bring(grant):
+    batch = grant.client.batch()
+    batch.search("Patient", name="x")
+    batch.delete("Patient", "p-1")
+    entries = [
+        {"resource": FOUND, "response": {"status": "200"}},
+        {"resource": OUTCOME, "response": {"status": "200", "etag": 'W/"3"'}},
+    ]
+    grant.server.on(BASE, respond(answers("batch", *entries)))
+    search, delete = batch.send()
+    assert (search.get(), search.reference, search.version_id) == (FOUND, "", "")
+    assert (delete.get(), delete.reference, delete.version_id) == (OUTCOME, "", "3")
+
+
 @pytest.mark.parametrize(
     ("add", "resource", "response", "reference", "version"),
     [
