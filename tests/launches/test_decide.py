@@ -915,6 +915,8 @@ def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
     # At a shared workstation, it is the next clinician's who walked away.
     held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
     assert _list_choices(browser, page) == ["no", "cancel"]
+    # Nor by the address of the next page.
+    assert not browser.get(f"{page}?may_sign_in=1").context["asks_for_sign_in"]
     response = browser.post(page, {"choice": "yes", "may_sign_in": ""})
     assert (response.status_code, response["Location"]) == (302, page)
     held.refresh_from_db()
