@@ -753,3 +753,15 @@ def test_access_token_that_does_not_verify_names_nobody(
     answer = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
     assert answer.status_code == 502
     assert not TokenGrant.objects.active().exists()
+
+
+@pytest.mark.parametrize("is_said_to_be_granted", [True, False])
+def test_fhir_user_that_is_granted_and_does_not_come_is_noted(
+    ehr, registration, is_said_to_be_granted
+):
+    browser, granted = make_browser(), "launch openid patient/Patient.rs"
+    callback = ehr.authorize(start_ehr_launch(browser, ehr), scope=granted)
+    if is_said_to_be_granted:
+        answer(ehr, "/auth/token", scope=f"{granted} fhirUser")
+    codes = [code for code, _ in get_launch(get_callback(browser, callback)).deviations]
+    assert ("fhir_user_absent" in codes) is is_said_to_be_granted
