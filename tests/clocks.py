@@ -19,8 +19,8 @@ class HostClock:
 
     def stop(self) -> None:
         """Let no time pass but what is shifted."""
-        stopped_at = self()
-        self._read = lambda: stopped_at - self.offset
+        stopped_at = self._read()
+        self._read = lambda: stopped_at
 
     def shift(self, seconds: float) -> None:
         """Let that many seconds pass at once."""

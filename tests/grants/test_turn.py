@@ -217,6 +217,7 @@ def test_turn_ends_after_some_seconds_and_sends_its_successor(
 ) -> None:
     settings.SMART_REFRESH_THREADS = 1
     make_grants(ehr, registration, 9)
+    host_clock.stop()
     after_answer(ehr, lambda: host_clock.shift(3))
     sent: list[Any] = []
     run_tick(sent.append)
@@ -241,6 +242,7 @@ def test_slow_server_rests_while_others_wait_for_a_process(
 ) -> None:
     settings.SMART_REFRESH_THREADS = 1
     make_grants(ehr, registration, 9)
+    host_clock.stop()
     after_answer(ehr, lambda: host_clock.shift(9))
     other = make_server(slug="other", base_url="https://other.example.org/r4")
     ServerState.objects.announce([other.pk])
