@@ -95,9 +95,9 @@ def test_request_of_nobody_and_without_an_answer_has_a_line(ehr, trail):
     fhir = backend_client_for(make_service(ehr))
     ehr.register_client(SERVICE_ID, auth_method="private_key_jwt", jwks={"keys": []})
     with pytest.raises(TokenResponseError):
-        list(fhir.search("*", _type="Patient"))
+        list(fhir.search("Patient", family="Byron"))
     [line] = lines(trail)
-    assert line.getMessage().startswith("search -: no response in ")
+    assert line.getMessage().startswith("search Patient: no response in ")
     assert "(user None, grant None, launch None, " in line.getMessage()
     assert (line.patient_id, line.server) == ("", "")
 
