@@ -143,6 +143,10 @@ class Sync:
             error, seconds = exc.code, exc.seconds
         except SMARTError as exc:
             error = exc.code
+        except Exception:
+            # The sink's or the database's.
+            error = "internal_error"
+            raise
         finally:
             SyncRun.objects.release(self._run, self._owner, error, seconds)
         if error:

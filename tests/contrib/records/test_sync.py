@@ -276,6 +276,45 @@ def test_later_run_that_cannot_begin_is_not_finished(
     assert sink.received == [changed]
 
 
+def test_later_run_that_an_error_ended_is_not_finished(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise OSError
+
+    sink = MemorySink()
+    sync_record(grant, sink)
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "truncate", fail)
+        with pytest.raises(OSError):
+            sync_record(grant, sink)
+    run = SyncRun.objects.get()
+    assert (run.is_finished, run.last_error) == (False, "internal_error")
+    assert sync_record(grant, sink).is_complete
+
+
+def test_page_that_the_sink_did_not_take_is_delivered_by_the_next_run(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(resources: Sequence[dict[str, Any]]) -> None:
+        if resources[0]["resourceType"] == "Observation":
+            raise OSError
+        sink.received += [f"{one['resourceType']}/{one['id']}" for one in resources]
+
+    def shorten(handler: Any, request: Any) -> Response:
+        shorten_pages(request, 2)
+        return handler(request)  # type: ignore[no-any-return]
+
+    ehr.interceptors.append(shorten)
+    sink = MemorySink()
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "put", fail)
+        with pytest.raises(OSError):
+            sync_record(grant, sink)
+    assert sync_record(grant, sink).is_complete
+    assert names_at_the_ehr(ehr, "Observation") <= set(sink.received)
+
+
 def test_ended_grant_is_refused(ehr: EHRSimulator, grant: TokenGrant) -> None:
     disconnect_grant(grant)
     with pytest.raises(NoGrantError):
