@@ -225,7 +225,7 @@ class Sync:
                 run=self._run,
                 seen__lt=self._run.number,
                 resource_type__in=self._run.complete,
-            )
+            ).only("resource_type", "resource_id", "version", "seen")
             for resource in _iter_rows(unlisted):
                 self._read_unlisted(resource)
 

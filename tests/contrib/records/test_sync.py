@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from werkzeug.wrappers import Response
 
@@ -168,6 +170,32 @@ def test_deleted_resource_is_deleted_by_the_weekly_run(
     make_full_due()
     sync_record(grant, sink)
     assert sink.deleted == [name]
+
+
+@pytest.mark.parametrize("kind", [ModelSink, EncryptedModelSink])
+def test_weekly_run_does_not_load_the_copies_that_it_looks_for(
+    ehr: EHRSimulator, grant: TokenGrant, kind: type[ModelSink]
+) -> None:
+    sink = kind()
+    run = sync_record(grant, sink)
+    gone, kept, *_ = run.copies.filter(resource_type="Observation")
+    before = kept.resource
+    for each in (gone, kept):
+        del ehr.data["Observation"][each.resource_id]
+
+    def fail(handler: Any, request: Any) -> Response:
+        is_kept = request.path.endswith(kept.resource_id)
+        return Response("", 500) if is_kept else handler(request)
+
+    ehr.interceptors.append(fail)
+    make_full_due()
+    with CaptureQueriesContext(connection) as captured:
+        run = sync_record(grant, sink)
+    left = run.copies.filter(pk__in=[gone.pk, kept.pk])
+    found = [(one.pk, one.seen, one.resource) for one in left]
+    assert found == [(kept.pk, run.number, before)]
+    reads = [one["sql"] for one in captured if one["sql"].startswith("SELECT")]
+    assert not [sql for sql in reads if "encrypted_content" in sql]
 
 
 def test_model_sink_has_the_record(ehr: EHRSimulator, grant: TokenGrant) -> None:
