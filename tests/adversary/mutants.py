@@ -77,6 +77,7 @@ class Mutant:
 
         Raises:
             AssertionError: a text is not there once.
+            SyntaxError: a file is not Python any more.
         """
         ignored = shutil.ignore_patterns("__pycache__", "locale")
         package = folder / "django_smart"
@@ -87,7 +88,9 @@ class Mutant:
         for name, old, new in self.patches:
             text = (package / name).read_text()
             assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times"
-            (package / name).write_text(text.replace(old, new))
+            text = text.replace(old, new)
+            compile(text, name, "exec")
+            (package / name).write_text(text)
 
 
 def get_finding(printed: str) -> str:

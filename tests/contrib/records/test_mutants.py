@@ -17,7 +17,11 @@ _SYNC = "contrib/records/sync.py"
 _PROPERTY = "test_in_step.py"
 _SEEDS = "100"
 
-_PUT = "if changed:\n    self._put(changed)\n"
+_PUT = """\
+if changed:
+    self._put(changed)
+    self._note_references(changed)
+"""
 _AFTER = "        if self._on_progress is not None:"
 
 # What is broken, and the tests that find it.
@@ -39,7 +43,7 @@ MUTANTS = (
                 (_SYNC, _AFTER, indent(_PUT, " " * 8) + _AFTER),
             ],
         ),
-        _PROPERTY,
+        "test_sync.py",
     ),
     (
         Mutant(
@@ -95,3 +99,4 @@ def test_mutant_is_found(mutant: Mutant, tests: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
+    assert "\nE       assert" in done.stdout or "AssertionError" in done.stdout
