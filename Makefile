@@ -41,8 +41,9 @@ test-fast: $(STAMP) ## Run in under a minute what needs no service, server or br
 	@exec env HYPOTHESIS_PROFILE=few $(BIN)/python -m pytest --numprocesses $(PROCESSES) \
 		-m "not long and not browser and not process" $(FAST) $(ARGS)
 
-long: $(STAMP) ## Run the tests that take minutes
-	@exec $(BIN)/python -m pytest -m long $(ARGS)
+long: $(STAMP) ## Run the tests that take minutes, and parsers with many examples
+	@exec env HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -m "long or hypothesis" \
+		$(ARGS)
 
 walk: $(STAMP) ## Walk at random through tabs, frames and charts, and print the seeds
 	@exec $(BIN)/python -m pytest -m long -s tests/walk $(ARGS)
