@@ -136,8 +136,8 @@ class RecordGuard:
         if is_other and asked.name in {"read", "vread"}:
             return response  # whose reader refuses it, and says why
         path = asked.path.partition("?")[0]
-        # A further page is no stored Bundle either.
-        is_made = asked.name == "get" or (
+        # A page that site code follows, without a path, is no stored Bundle either.
+        is_made = (asked.name == "get" and not asked.path) or (
             "$" in path and not path.startswith("Bundle/")
         )
         letters = f"rs{get_letters(asked.name)}"

@@ -17,7 +17,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir.guard import RecordRules
-from django_smart.fhir.interactions import parse_interaction
+from django_smart.fhir.interactions import Interaction, parse_interaction
 from django_smart.fhir.messages import process_resource_response
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
@@ -450,14 +450,20 @@ def test_resource_without_a_type_is_refused(type_):
 def test_stored_bundle_has_something_of_the_patient(type_):
     grant = make_grant()
     doctor = {"resourceType": "Practitioner", "id": "d1"}
+    # A further page of a search, as the proxy asks for it.
+    page = Interaction(name="get", method="GET", path=f"{BASE}?page=2")
     for resources, is_own in (([doctor], False), ([doctor, MINE], True)):
         stored = bundle(*resources, type=type_, id="b1")
         grant.server.on("Bundle/b1", respond(stored))
+        grant.server.on(page.path, respond(bundle(stored)))
         if is_own:
             assert grant.client.read("Bundle", "b1") == stored
+            assert grant.client.perform(page).status_code == 200
         else:
             with pytest.raises(ForeignPatientError):
                 grant.client.read("Bundle", "b1")
+            with pytest.raises(ForeignPatientError):
+                grant.client.perform(page)
 
 
 def test_outcome_of_an_entry_is_checked():
