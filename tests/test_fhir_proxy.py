@@ -675,6 +675,11 @@ def test_refusal_says_which_attribute_would_allow_it(method, path, attribute, va
     assert proxy(method, path, body).status_code == 503
 
 
+def test_operations_need_to_be_allowed():
+    path = "Observation/$lastn?max=1"
+    assert Proxy(operations=())("GET", path).status_code == 403
+
+
 def test_conflict_is_passed_on():
     proxy = Proxy(methods=WRITES)
     outcome = {"resourceType": "OperationOutcome", "issue": [{"code": "conflict"}]}
@@ -1005,6 +1010,21 @@ def test_binary_is_not_known_by_what_does_not_say_whose_it_is(resource_type, mem
     proxy.server.on(path, respond(source))
     assert proxy("GET", path).status_code == 200
     assert proxy("GET", f"Binary/b1?_of={path}").status_code == 403
+
+
+def test_text_of_the_patient_does_not_become_a_link():
+    document = {
+        "resourceType": "DocumentReference",
+        "id": "d1",
+        "subject": {"reference": "Patient/p1"},
+        "description": "Binary/b2",
+        "content": [{"attachment": {"url": ""}}],
+    }
+    linked = {**document, "content": [{"attachment": {"url": "Binary/b2"}}]}
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("DocumentReference/d1", respond(document, etag='W/"3"'))
+    assert proxy("PUT", "DocumentReference/d1", linked).status_code == 403
+    assert [request.method for request in proxy.server.requests] == ["GET"]
 
 
 def test_no_change_adds_a_link_to_a_binary():
