@@ -285,12 +285,14 @@ def test_monitor(settings, monkeypatch, put_urls, registration: ClientRegistrati
 
     install_traces, exclude = traces
     assert install_traces.commands == [["pip", "install", "django-smart[otel]"]]
-    (_, assignment), _ = exclude.commands
+    (_, assignment), (_, disabled) = exclude.commands
     excluded = assignment.partition("=")[2].split(",")
     for name in ("launch", "login"):
         assert any(
             re.search(each, reverse(f"django_smart:{name}")) for each in excluded
         )
+    # fhir.session is a requests.Session, whose URLs contain patient IDs.
+    assert disabled == "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=requests,urllib3"
 
     apply(settings, logs)
     formatter = settings.LOGGING["formatters"]["fields"]
