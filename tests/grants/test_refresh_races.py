@@ -257,6 +257,21 @@ def test_page_without_fhir_works_while_the_ehr_is_away(
 
 
 @_COMMITTED
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused inside atomic()")
+@pytest.mark.urls(__name__)
+def test_page_without_fhir_does_not_wait_for_the_ehr(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    make_registration()
+    browser = make_browser()
+    opened = connect(browser, ehr)
+    expire(reload_grant(opened.grant_id), ehr)
+    assert open_page(browser, opened) == 200
+    assert not ehr.requests
+
+
+@_COMMITTED
 def test_failed_launch_keeps_its_row_under_atomic_requests(
     ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
