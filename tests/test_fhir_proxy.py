@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.core.exceptions import DisallowedHost
 from django.middleware.csrf import get_token
 from django.test import RequestFactory
 
@@ -893,6 +894,30 @@ def test_form_that_django_does_not_read_is_refused(settings):
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
     response = proxy("POST", path, b"code=" + b"1" * 10, content_type=form)
     assert response.status_code == 413
+
+
+def test_body_that_a_middleware_has_read_is_refused():
+    proxy = Proxy(methods=WRITES)
+    view = proxy.view
+
+    def read_and_call(request: Any, **kwargs: Any) -> Any:
+        request.read()
+        return view(request, **kwargs)
+
+    proxy.view = read_and_call
+    response = proxy("POST", "Observation", OBSERVATION)
+    assert response.status_code == 400
+    assert json.loads(response.content)["resourceType"] == "OperationOutcome"
+    assert proxy.server.requests == []
+
+
+def test_host_that_is_not_allowed_is_left_to_django(settings):
+    settings.ALLOWED_HOSTS = ["other.example.org"]
+    proxy = Proxy()
+    # Which logs it as a security event.
+    with pytest.raises(DisallowedHost):
+        proxy("GET", "Patient/p1")
+    assert proxy.server.requests == []
 
 
 def test_write_that_is_too_large_is_refused(settings):

@@ -10,8 +10,13 @@ from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
 from django.core import signing
-from django.core.exceptions import BadRequest, RequestDataTooBig, SuspiciousOperation
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import (
+    BadRequest,
+    DisallowedHost,
+    RequestDataTooBig,
+    SuspiciousOperation,
+)
+from django.http import HttpRequest, HttpResponse, RawPostDataException
 from django.http.multipartparser import MultiPartParserError
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.decorators import method_decorator
@@ -130,7 +135,8 @@ class FHIRProxyView(View):
     requests of a list are sent, and only what is known to belong to that patient is
     returned, whatever the server allows.  The server's refusals (4xx) are passed on;
     its faults become 502, 503 or 504.  Every response is FHIR JSON that must not be
-    stored.
+    stored.  Only a request for a host that is not in ``ALLOWED_HOSTS`` is left to
+    Django, which rejects it.
 
     Attributes:
         methods: allowed methods; ``"POST"``, ``"PUT"``, ``"PATCH"`` and ``"DELETE"``
@@ -153,7 +159,7 @@ class FHIRProxyView(View):
     # Not meant to be overridden
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Answer with FHIR JSON, whatever happens."""
+        """Answer with FHIR JSON, unless Django has to reject the host."""
         path = kwargs["path"] if "path" in kwargs else args[0]
         try:
             response = self._answer(request, path)
@@ -163,8 +169,16 @@ class FHIRProxyView(View):
             )
         except RequestDataTooBig:
             response = _build_outcome(413, "too-long", "The request is too large.")
-        except (BadRequest, MultiPartParserError, SuspiciousOperation):
-            response = _build_outcome(400, "invalid", "The form cannot be read.")
+        except DisallowedHost:
+            raise  # to Django, which also logs it for the site's security
+        except (
+            BadRequest,
+            MultiPartParserError,
+            RawPostDataException,
+            SuspiciousOperation,
+        ):
+            text = "The body of the request cannot be read."
+            response = _build_outcome(400, "invalid", text)
         except CredentialsError as error:
             # The message names files and variables of this site.
             logger.warning("the FHIR proxy responded with %s: %s", error.code, error)
