@@ -1159,6 +1159,19 @@ def test_identity_takes_one_change_whether_it_signs_in(admin_client, rows):
     assert Identity.objects.get().may_sign_in
 
 
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_staff_with_the_permission_remove_an_identity(client, rows, is_allowed):
+    staff = User.objects.create_user("staff", is_staff=True)
+    grant_permissions(staff, "view_identity")
+    if is_allowed:
+        grant_permissions(staff, "delete_identity")
+    client.force_login(staff)
+    url = url_of(Identity, "delete", rows[Identity].pk)
+    response = client.post(url, {"post": "yes"})
+    assert response.status_code == (302 if is_allowed else 403)
+    assert Identity.objects.exists() == (not is_allowed)
+
+
 def test_grant_page_shows_status_scopes_and_errors(admin_client, rows):
     TokenGrant.objects.update(last_error="server_timeout", refresh_failures=3)
     url = url_of(TokenGrant, "change", rows[TokenGrant].pk)
@@ -1496,7 +1509,7 @@ def test_grant_that_is_over_is_deleted(admin_client, rows):
     admin_client.post(
         url_of(TokenGrant, "delete", rows[TokenGrant].pk), {"post": "yes"}
     )
-    assert not TokenGrant.objects.active().exists()
+    assert not TokenGrant.objects.exists()
 
 
 def test_user_with_grants_can_be_deleted(admin_client, rows):
