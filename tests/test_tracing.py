@@ -75,6 +75,20 @@ def test_failure_has_its_code(
     ]
 
 
+def test_question_before_a_launch_goes_on(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    browser = make_browser()
+    launch(browser, ehr)
+    other = [name for name in ehr.users if name.startswith("Practitioner/")][1]
+    callback_url = ehr.authorize(start_ehr_launch(browser, ehr, user=other))
+    page = get_callback(browser, callback_url)["Location"]
+    with recording_spans() as spans:
+        browser.get(page)
+        browser.post(page, {"choice": "no"})
+    assert read(spans) == [("smart decision", SERVER)] * 2
+
+
 def test_refresh_on_demand_and_by_a_worker(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
