@@ -56,7 +56,10 @@ def show(chromium: Browser, *answers: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def open_page(
-    chromium: Browser, *answers: dict[str, Any], language: str = "en"
+    chromium: Browser,
+    *answers: dict[str, Any],
+    language: str = "en",
+    texts: dict[str, str] | None = None,
 ) -> Page:
     pages = list(answers)
 
@@ -72,6 +75,10 @@ def open_page(
         route.fulfill(body=json.dumps(resource), content_type="application/fhir+json")
 
     page = chromium.new_page()
+    page.add_init_script(
+        f"const texts = {json.dumps(texts or {})};"
+        "window.gettext = (text) => texts[text] || text;"
+    )
     page.route("**/*", answer)
     page.goto(_SITE)
     page.add_script_tag(
@@ -190,6 +197,40 @@ def test_date_is_in_the_language_of_the_page(chromium: Browser) -> None:
     measured = observation(effectiveDateTime="2021-03-04")
     page = open_page(chromium, bundle(measured), language="de")
     assert page.locator("dd .quiet").all_text_contents() == ["4. März 2021"]
+
+
+def test_numbers_are_in_the_language_of_the_page_with_every_digit(
+    chromium: Browser,
+) -> None:
+    numbers: dict[Any, str] = {
+        36.85: "36,85",
+        1234.5: "1234,5",
+        12345678: "12345678",
+        -0.0001234: "-0,0001234",
+        1e-7: "1e-7",
+        "7.10": "7,10",  # which is no number in FHIR, but some servers send it
+    }
+    values = [
+        observation(f"{n}", valueQuantity={"value": n, "comparator": "<"})
+        for n in numbers
+    ]
+    page = open_page(chromium, bundle(*values), language="de")
+    shown = page.locator("dd .number").all_inner_texts()
+    assert shown == [f"<{text}" for text in numbers.values()]
+    assert show(chromium, bundle(*values))[1][0] == "<36.85"
+
+
+def test_status_is_in_the_language_of_the_page(chromium: Browser) -> None:
+    texts = {
+        "preliminary": "vorläufig",
+        "amended": "geändert",
+        "corrected": "korrigiert",
+    }
+    statuses = {**texts, "other": "other"}
+    found = bundle(*[observation(each, status=each) for each in statuses])
+    page = open_page(chromium, found, language="de", texts=texts)
+    shown = page.locator("dd .number").all_inner_texts()
+    assert shown == [f"60 /min, {text}" for text in statuses.values()]
 
 
 def test_older_value_is_not_the_latest_if_the_newest_is_no_number(

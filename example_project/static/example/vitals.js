@@ -8,9 +8,16 @@
   // From Django's JavaScriptCatalog, if the page has it; in English otherwise.
   const gettext = window.gettext || ((text) => text);
   const about = (text, name) => text.replace("%s", () => name);
+  const language = document.documentElement.lang || "en";
 
   // Observations that were wrong or never made are no results.
   const notResults = ["entered-in-error", "cancelled", "registered", "unknown"];
+  // Results that may still change, or that have changed.
+  const statusTexts = {
+    preliminary: gettext("preliminary"),
+    amended: gettext("amended"),
+    corrected: gettext("corrected"),
+  };
   // Issue types of a search that stopped early, which may come as a warning.
   const stopped = ["transient", "lock-error", "no-store", "exception", "timeout", "incomplete", "throttled", "too-costly"];
 
@@ -35,8 +42,21 @@
     (code.coding || []).some((coding) => coding.system === "http://loinc.org" && coding.code === half);
 
   const hasNumber = ({ valueQuantity }) => Boolean(valueQuantity) && valueQuantity.value !== undefined;
-  const numberOf = ({ valueQuantity }) => `${valueQuantity.comparator || ""}${valueQuantity.value}`;
   const unitOf = ({ valueQuantity }) => valueQuantity.unit || "";
+
+  // In the page's language, with as many digits as the number has: 36.85 is never rounded.
+  function numberOf({ valueQuantity: { comparator, value } }) {
+    const [plain, decimals = ""] = String(value).match(/^-?\d+(?:\.(\d{1,20}))?$/) || [];
+    const digits = decimals.length;
+    const written = plain
+      ? Number(plain).toLocaleString(language, {
+        minimumFractionDigits: digits,
+        maximumFractionDigits: digits,
+        useGrouping: false,
+      })
+      : value;
+    return `${comparator || ""}${written}`;
+  }
 
   // Also why there is none: otherwise, an older value would be shown as the latest.
   function partOf(part) {
@@ -61,7 +81,7 @@
         partOf(observation),
         ...components.filter(partOf).map((part) => `${labelOf(part.code)} ${partOf(part)}`),
       ].filter(Boolean).join(", ");
-    return observation.status === "final" || !value ? value : `${value}, ${observation.status}`;
+    return observation.status === "final" || !value ? value : `${value}, ${statusTexts[observation.status] || observation.status}`;
   }
 
   // A month or a year is no day, and the day is the one where it was measured.
@@ -71,7 +91,7 @@
       return year || "";
     }
     const parts = { year: "numeric", month: "long", ...(day && { day: "numeric" }), timeZone: "UTC" };
-    return new Date(Date.UTC(year, month - 1, day || 1)).toLocaleDateString(document.documentElement.lang || "en", parts);
+    return new Date(Date.UTC(year, month - 1, day || 1)).toLocaleDateString(language, parts);
   }
 
   // A server may report with status 200 that the search failed: that is not an empty result.
