@@ -141,6 +141,13 @@ def test_suite_on_mariadb(suites: dict[str, _Suite]) -> None:
     [
         pytest.param("tests/test_picker.py", id="search of large tables"),
         pytest.param("tests/adversary", id="a hostile server"),
+        pytest.param("tests/grants/test_refresh_races.py", id="threads that refresh"),
+        pytest.param(
+            "tests/grants/test_refresh_processes.py", id="processes that refresh"
+        ),
+        pytest.param(
+            "tests/contrib/records/test_killed.py", id="a record whose reader is killed"
+        ),
     ],
 )
 @pytest.mark.parametrize(

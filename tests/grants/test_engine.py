@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from copy import copy
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,6 +15,7 @@ from django.utils import timezone
 from django_smart.grants.engine import RefreshResult
 from django_smart.models import (
     ClientRegistration,
+    FHIRServer,
     ServerState,
     TokenGrant,
 )
@@ -171,6 +175,39 @@ def test_tick_for_many_servers_is_a_few_statements(
     ServerState.objects.update(turn_until=None)
     with django_assert_max_num_queries(6):
         assert len(tick()) == 20
+
+
+@pytest.mark.long
+def test_tick_for_a_thousand_servers_takes_less_than_two_seconds(
+    ehr: EHRSimulator,
+) -> None:
+    servers = FHIRServer.objects.bulk_create(
+        FHIRServer(slug=f"s{each}", base_url=f"https://s{each}.example.org/r4")
+        for each in range(1000)
+    )
+    registrations = ClientRegistration.objects.bulk_create(
+        ClientRegistration(
+            server=each, client_id="c", callback_id=each.slug, launch_slug=each.slug
+        )
+        for each in servers
+    )
+    now = timezone.now()
+    pattern = TokenGrant(
+        is_offline=True, received_at=now, expires_at=now, refresh_due_at=now
+    )
+    grants = []
+    for each in registrations * 30:
+        grant = copy(pattern)
+        grant.registration = each
+        grants.append(grant)
+    TokenGrant.objects.bulk_create(grants, batch_size=1000)
+    for _ in range(5):
+        started = time.monotonic()
+        assert len(tick()) == 1000
+        taken = time.monotonic() - started
+        sys.stdout.write(f"1,000 servers, 30,000 due grants: {taken:.2f} s\n")
+        assert taken < 2
+        ServerState.objects.update(turn_until=None)
 
 
 def test_database_clock_that_was_set_back_stops_no_refreshes(

@@ -240,6 +240,22 @@ def test_what_it_changes_is_not_rolled_back_with_the_caller(
     assert [each["error_code"] for each in lost] == ["context_changed"]
 
 
+@_COMMITTED
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+def test_caller_that_has_locked_the_grant_ends_it_in_its_own_transaction(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration()
+    opened = connect(make_browser(), ehr)
+    answer(ehr, PATH, patient="another")
+    with transaction.atomic():
+        grant = TokenGrant.objects.select_for_update().get()
+        with pytest.raises(ContextChangedError):
+            introspect_grant(grant)
+    assert reload_grant(grant.pk).status == "revoked"
+    assert Launch.objects.get(pk=opened.pk).status == "ended"
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -331,10 +331,11 @@ def test_server_that_refuses_nearly_all_grants_loses_few(
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [160, pytest.param(20_000, marks=pytest.mark.long)])
 def test_storm_of_refusals_at_processes_beside_each_other_loses_few(
-    ehr: EHRSimulator, registration: ClientRegistration
+    ehr: EHRSimulator, registration: ClientRegistration, number: int
 ) -> None:
-    number = 160
     grant_ids = make_grants(ehr, registration, number)
     ehr.faults.add("refresh_invalid_grant")
 

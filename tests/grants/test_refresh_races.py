@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -19,6 +19,8 @@ from django_smart.clients import build_fhir_client
 from django_smart.exceptions import (
     ContextChangedError,
     RefreshInTransactionError,
+    TokenResponseError,
+    TokenServerError,
 )
 from django_smart.grants import lease
 from django_smart.grants.refresh import (
@@ -28,17 +30,26 @@ from django_smart.grants.refresh import (
 )
 from django_smart.grants.separate_connection import unless_locked
 from django_smart.models import (
+    ClientRegistration,
     FHIRServer,
     Launch,
+    ServerState,
     TokenGrant,
 )
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
-from tests.answers import after_answer
+from tests.answers import after_answer, answer
 from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, listening, make_browser
 from tests.errors import raises_code
-from tests.factories import expire, make_registration, reload_grant
+from tests.factories import (
+    expire,
+    make_due,
+    make_grants,
+    make_registration,
+    reload_grant,
+)
+from tests.grants.working import refresh_grants
 from tests.launch_urls import open_page
 from tests.launch_urls import urlpatterns as _site
 from tests.threads import run_together
@@ -68,20 +79,27 @@ urlpatterns = [
 
 @_COMMITTED
 @pytest.mark.compliance("REF-08", "SEC-06")
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize(
+    ("threads", "rounds"), [(8, 1), pytest.param(64, 200, marks=pytest.mark.long)]
+)
 def test_of_many_at_once_one_refreshes_and_all_get_the_token(
-    ehr: EHRSimulator, rotates: bool
+    ehr: EHRSimulator, rotates: bool, threads: int, rounds: int
 ) -> None:
     ehr.rotate_refresh_tokens = rotates
     make_registration()
     grant = reload_grant(connect(make_browser(), ehr).grant_id)
     after_answer(ehr, lambda: time.sleep(0.3))
-    expire(grant, ehr)
-    results = run_together(*[lambda: get_access_token(reload_grant(grant.pk))] * 8)
-    stored = reload_grant(grant.pk)
-    assert results == [stored.access_token] * 8
-    assert len(ehr.requests_to("refresh")) == 1
-    assert (stored.status, ehr.reused_refresh_tokens) == ("active", 0)
+    for _ in range(rounds):
+        expire(reload_grant(grant.pk), ehr)
+        results = run_together(
+            *[lambda: get_access_token(reload_grant(grant.pk))] * threads
+        )
+        stored = reload_grant(grant.pk)
+        assert results == [stored.access_token] * threads
+        assert len(ehr.requests_to("refresh")) == 1
+        assert (stored.status, ehr.reused_refresh_tokens) == ("active", 0)
 
 
 @_COMMITTED
@@ -188,6 +206,24 @@ def test_refusal_that_comes_late_does_not_end_a_grant_that_was_rotated(
         assert get_access_token(grant) == "newer"
     assert lost == []
     assert reload_grant(grant.pk).status == "active"
+
+
+@pytest.mark.parametrize(
+    "refresh", [refresh_grant, lambda grant: refresh_grants([grant.pk]).refreshed]
+)
+def test_response_that_arrived_during_a_suspension_is_stored(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    host_clock: HostClock,
+    refresh: Callable[[TokenGrant], int],
+) -> None:
+    before = expire(grant, ehr).refresh_token
+    make_due(grant.pk)
+    # Longer than the call may take, while the lease holds by the database's clock.
+    after_answer(ehr, lambda: host_clock.shift(600))
+    assert refresh(reload_grant(grant.pk)) == 1
+    assert reload_grant(grant.pk).refresh_token != before
+    assert len(ehr.requests_to("refresh")) == 1
 
 
 # Transactions
@@ -412,6 +448,81 @@ def test_grant_of_another_patient_ends_though_the_caller_has_locked_its_launch(
         with pytest.raises(ContextChangedError):
             get_access_token(grant)
     assert reload_grant(grant.pk).status == "revoked"
+
+
+@_COMMITTED
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+def test_server_that_the_caller_has_locked_is_looked_up_later(
+    ehr: EHRSimulator,
+) -> None:
+    registration = make_registration()
+    (grant_id,) = make_grants(ehr, registration, 1)
+    get_access_token(reload_grant(grant_id))
+    answer(ehr, "/auth/token", status=404)
+    grant = expire(reload_grant(grant_id), ehr)
+    with transaction.atomic():
+        ServerState.objects.update(last_error="by the caller")
+        with pytest.raises(TokenServerError):
+            get_access_token(grant)
+    assert FHIRServer.objects.get().state.configuration_fetched_at is not None
+
+
+@_COMMITTED
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+def test_registration_that_the_caller_has_locked_is_stopped_later(
+    ehr: EHRSimulator,
+) -> None:
+    registration = make_registration()
+    first, second, third = map(reload_grant, make_grants(ehr, registration, 3))
+    ehr.faults.add("refresh_invalid_client")
+    with pytest.raises(TokenResponseError):
+        get_access_token(first)
+    with transaction.atomic():
+        ClientRegistration.objects.update(landing_page="/chart/")
+        with pytest.raises(TokenResponseError, match="invalid_client"):
+            get_access_token(second)
+    assert reload_grant(second.pk).refresh_token == second.refresh_token
+    with pytest.raises(TokenResponseError):
+        get_access_token(third)
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is not None
+
+
+@_COMMITTED
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+def test_connection_goes_back_to_a_pool_as_it_came(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = {
+        "postgresql": "SHOW lock_timeout",
+        "mysql": "SELECT @@innodb_lock_wait_timeout",
+    }[connection.vendor]
+
+    def read_limit(database: Any) -> Any:
+        with database.cursor() as cursor:
+            cursor.execute(show)
+            return cursor.fetchone()
+
+    limits: list[Any] = []
+    wrapper = type(connections["default"])
+    close = wrapper.close
+
+    def note_and_close(self: Any) -> None:
+        if threading.current_thread().name == "django_smart-token":
+            limits.append(read_limit(self))
+        close(self)
+
+    monkeypatch.setattr(wrapper, "close", note_and_close)
+    make_registration()
+    grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
+    with transaction.atomic():
+        get_access_token(grant)
+        TokenGrant.objects.update(expires_at=timezone.now())
+        with pytest.raises(RefreshInTransactionError):
+            renew_access_token(grant, grant.access_token)
+    assert limits == [read_limit(connection)] * 2
 
 
 @pytest.fixture
