@@ -22,7 +22,7 @@ from django_smart.testing import EHRSimulator
 from tests.docs.blocks import execute, read_blocks
 from tests.ehr import PATIENT, launch, make_browser
 
-_LOGS = "how-to/keep-secrets-out-of-logs.rst"
+_LOGS = "how-to/keys-and-logs.rst"
 NOW = datetime(2026, 3, 4, 10, tzinfo=UTC)
 
 

@@ -32,7 +32,8 @@ def _revoke(grant_id: int | None) -> None:
 def test_recommended_logging_names_the_grants_that_were_revoked(
     ehr: EHRSimulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recommended = execute(read_blocks("how-to/keep-secrets-out-of-logs.rst")[0])
+    logs, _ = read_blocks("how-to/keys-and-logs.rst", "Logs")
+    recommended = execute(logs)
     configuration = recommended["LOGGING"]
     caplog.set_level(configuration["root"]["level"])
     for name, options in configuration["loggers"].items():

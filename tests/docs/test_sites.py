@@ -44,6 +44,7 @@ pytestmark = pytest.mark.django_db
 _BACKGROUND = "how-to/keep-access-fresh.rst"
 _VIEWS = "how-to/views.rst"
 _LIBRARIES = "how-to/other-libraries.rst"
+_LOGS = "how-to/keys-and-logs.rst"
 
 
 @pytest.fixture
@@ -134,7 +135,8 @@ def test_deploy_behind_a_proxy(settings, monkeypatch):
     secure, name, cookie, cache, keys, make, private, compose, check = read_blocks(
         "how-to/deploy-behind-a-proxy.rst"
     )
-    logs, _, reports, *_ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
+    logs, _ = read_blocks(_LOGS, "Logs")
+    reports, _ = read_blocks(_LOGS, "Error reports")
     ((_, *words),) = make.commands
     made = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, check=True
@@ -154,7 +156,8 @@ def test_deploy_behind_a_proxy(settings, monkeypatch):
 
 
 def test_keep_secrets_out_of_logs(settings):
-    logs, access, reports, *_ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
+    logs, access = read_blocks(_LOGS, "Logs")
+    reports, _ = read_blocks(_LOGS, "Error reports")
     settings.LOGGING = {}
 
     def told() -> set[str]:
@@ -180,7 +183,7 @@ def test_keep_secrets_out_of_logs(settings):
 
 
 def test_sentry_sees_no_url_of_the_ehr(monkeypatch):
-    _, block = read_blocks("how-to/keep-secrets-out-of-logs.rst", "Error reports")
+    _, block = read_blocks(_LOGS, "Error reports")
     options: dict[str, Any] = {}
     sdk: Any = ModuleType("sentry_sdk")
     sdk.init = options.update
@@ -305,7 +308,7 @@ def test_monitor(settings, monkeypatch, put_urls, registration: ClientRegistrati
 
 def test_rotate_encryption_keys(settings, registration: Any):
     make, announce, first, move, check = read_blocks(
-        "how-to/rotate-keys.rst", "Rotate the encryption keys"
+        _LOGS, "Rotate the encryption keys"
     )
     keys = {
         "OLD_KEY": Fernet.generate_key().decode(),

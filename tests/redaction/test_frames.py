@@ -181,7 +181,7 @@ def test_time_limit_at_a_socket_captures_no_token(
     names = [frame.f_code.co_name for frame in walk(traceback)]
     assert waits_in in names
     # The standard library's own frames while it puts the header together; see
-    # docs/how-to/keep-secrets-out-of-logs.rst.
+    # docs/how-to/keys-and-logs.rst.
     shown = find_shown(traceback, but="http.client")
     assert [name for name, text in shown.items() if SECRET in text] == []
     kept = {
