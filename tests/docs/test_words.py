@@ -12,10 +12,15 @@ import pytest
 
 from tests.docs.blocks import DOCS
 
-# Semicolons between sentences, "somebody" and the like, "is refused", ids.
-_MOST = (1, 0, 0, 0)
 # How many of a chapter's sentences address the reader, in percent, at least.
-_YOU = {"Start": 40, "Build": 30, "Connect": 20}
+_YOU = {
+    "Start": 42,
+    "Build": 33,
+    "Connect": 30,
+    "Run": 25,
+    "Fix it": 28,
+    "Reference": 15,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +47,9 @@ def test_what_is_counted(words: Any) -> None:
 def test_pages_are_plain(words: Any) -> None:
     for name, text in words.read_pages().items():
         found = words.count(name, text)
+        # Semicolons between sentences, "somebody" and the like, "is refused", ids.
         figures = found.semicolons, found.people, found.passive, found.requirements
-        over = [a > b for a, b in zip(figures, _MOST, strict=True)]
-        assert not any(over), f"{name}: {figures}, and at most {_MOST}"
+        assert not any(figures), f"{name}: {figures}"
 
 
 @pytest.mark.parametrize("chapter", _YOU)
@@ -54,7 +59,7 @@ def test_chapter_addresses_its_reader(words: Any, chapter: str) -> None:
         rf"   :caption: {chapter}\n(?:   :.*\n)+\n((?:   .+\n)+)", pages["index"]
     )
     names = [each.strip() for each in tree.splitlines() if "<" not in each]
-    assert len(names) > 3
+    assert len(names) > 1
     figures = [words.count(name, pages[name]) for name in names]
     you, sentences = sum(f.you for f in figures), sum(f.sentences for f in figures)
     assert 100 * you >= _YOU[chapter] * sentences
