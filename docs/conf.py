@@ -36,6 +36,7 @@ extensions = [
     "model_fields",
     "quirk_table",
     "reference_anchors",
+    "requirement_ids",
     "screenshots",
 ]
 exclude_patterns = ["_build"]

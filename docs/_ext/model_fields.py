@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from django.apps import apps
 from django.db import models
 from docutils import nodes
+from requirement_ids import leave_out_ids
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
@@ -33,7 +34,7 @@ class Model(SphinxDirective):
 
 
 def _describe(model: type[models.Model]) -> Iterator[str]:
-    yield from (inspect.getdoc(model) or "").splitlines()
+    yield from leave_out_ids(inspect.getdoc(model) or "").splitlines()
     yield ""
     yield f"Table: ``{model._meta.db_table}``"
     yield ""

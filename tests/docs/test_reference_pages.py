@@ -34,6 +34,13 @@ def list_codes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     del sys.modules["codes"]
 
 
+@pytest.fixture
+def leave_out_ids(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    yield importlib.import_module("requirement_ids").leave_out_ids
+    del sys.modules["requirement_ids"]
+
+
 def test_every_code_has_one_entry(list_codes):
     directives = re.findall(
         r"^\.\. codes:: (.+)\n((?:   .*\n|\n)*)", _read("codes.rst"), re.M
@@ -67,6 +74,18 @@ def test_more_about_a_code_is_listed_with_it(list_codes):
     assert lines[place + 1].endswith("meantime. Nothing is wrong.")
     with pytest.raises(ValueError, match="token_refused"):
         list(list_codes("The user", ":token_refused: Wrong."))
+
+
+def test_reference_has_no_ids_of_requirements(leave_out_ids):
+    docstring = (
+        "The token goes\nto its server alone\n(FHIR-01, FHIR-02).  Since UTC-05.\n\n"
+        "Spec: SMART App Launch 2.2, Access (FHIR-01 to FHIR-08); FHIR R4.\n"
+        "Spec: STATE-09, STATE-11.\n"
+    )
+    assert leave_out_ids(docstring) == (
+        "The token goes\nto its server alone.  Since UTC-05.\n\n"
+        "Spec: SMART App Launch 2.2, Access; FHIR R4.\n"
+    )
 
 
 def test_links_lead_to_the_documentation_that_the_package_names():
