@@ -20,6 +20,7 @@ _YOU = {
     "Run": 25,
     "Fix it": 28,
     "Reference": 15,
+    "Understand": 20,
 }
 
 
@@ -50,6 +51,12 @@ def test_pages_are_plain(words: Any) -> None:
         # Semicolons between sentences, "somebody" and the like, "is refused", ids.
         figures = found.semicolons, found.people, found.passive, found.requirements
         assert not any(figures), f"{name}: {figures}"
+
+
+@pytest.mark.parametrize("name", ["README.rst", "CONTRIBUTING.rst"])
+def test_pages_beside_the_documentation_are_plain(words: Any, name: str) -> None:
+    found = words.count(name, (DOCS.parent / name).read_text(encoding="utf-8"))
+    assert (found.semicolons, found.people, found.passive) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("chapter", _YOU)
