@@ -53,8 +53,13 @@ _PHRASES = {
     "smart_doctor": "how-to/troubleshooting",
     "error codes": "reference/codes",
     "refresh token": "explanation/refresh",
+    "wrong patient": "explanation/right-patient",
+    "threat model": "explanation/security-model",
+    "report a vulnerability": "explanation/security-model",
     "HIPAA": "explanation/security-questionnaire",
     "GDPR": "explanation/security-questionnaire",
+    "architecture": "explanation/layers",
+    "compare fhirpy": "explanation/twenty-tasks",
 }
 _HITS = 3
 
