@@ -1,9 +1,9 @@
 """
-The admin: for whoever registers clients, and whoever is asked why a launch failed.
+The admin, where operators register clients and find out why a launch failed.
 
-Secrets can be set and never read; tokens, digests and leases are on no page.  Workers
-refresh and revoke, so that no page waits for many EHRs; one EHR is asked what it offers
-while whoever registers it waits.
+Secrets can be set and never read.  No page shows tokens, digests or leases.  Workers
+refresh and revoke, so that no page waits for many EHRs.  Only a registration asks its
+one EHR what it offers, while the operator waits.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 EMPTY = "–"
 # Columns that pages show under another name.
 _SHOWN = frozenset({"id", "scope", "scope_asked", "scope_granted", "user"})
-# Of a list: a hundred pages.  A search or a filter finds what is beyond.
+# A list shows at most a hundred pages.  Search or filter to find the other rows.
 _MOST_ROWS = 10_000
 
 
@@ -95,7 +95,7 @@ else:  # Django's classes take type arguments in the stubs alone.
 
 
 class _Paginator(_BasePaginator):
-    """Of a long list, counts and shows the first rows only."""
+    """Count and show only the first rows of a long list."""
 
     @cached_property
     def count(self) -> int:
@@ -291,7 +291,7 @@ class TrustAdmin(BaseAdmin):
     def response_add(
         self, request: HttpRequest, obj: Any, post_url_continue: Any = None
     ) -> HttpResponse:
-        """Stay with the new row, for those who may: its page shows what comes next."""
+        """Stay on the new row's page, which shows the next step, if the user may."""
         stays = not {"_addanother", IS_POPUP_VAR}.intersection(request.POST)
         if stays and self.has_view_or_change_permission(request, obj):
             post = request.POST.copy()

@@ -29,10 +29,10 @@ _Status = SigningKey.Status
 @admin.register(SigningKey)
 class SigningKeyAdmin(BaseAdmin):
     """
-    Key pairs are made here: whoever adds one chooses the algorithm, and for whom.
+    Operators create key pairs here, and choose the algorithm and who uses them.
 
     The first key of an algorithm signs at once.  A later one is published first, so
-    that EHRs know it before it is used, and signs when somebody says so.
+    that EHRs know it before it is used, and signs when an operator activates it.
     """
 
     is_changeable = False

@@ -192,7 +192,7 @@ class FHIRServerAdmin(TestConnectionMixin):
     )
 
     def get_urls(self) -> list[Any]:
-        """Django's, and the one that accepts what the server names now."""
+        """Add a URL that accepts the values that the server publishes now."""
         view = self.admin_site.admin_view(self.accept)
         name = "django_smart_fhirserver_accept"
         return [path("<path:object_id>/accept/", view, name=name), *super().get_urls()]
@@ -214,7 +214,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         )
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Of a new server nothing is known that could be shown."""
+        """Hide sections that would be empty for a new server."""
         fieldsets = list(super().get_fieldsets(request, obj))
         if obj is None:
             unknown = (_OFFER, _REPORT)

@@ -75,7 +75,7 @@ def _read_table() -> dict[str, Compartment]:
 
 
 def get_compartment(resource_type: str) -> Compartment:
-    """What is known of a type; of one that is not R4's, the usual names."""
+    """Return a type's entry, or the usual element names for a type that R4 lacks."""
     return _read_table().get(resource_type, _UNKNOWN)
 
 

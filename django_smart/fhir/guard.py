@@ -120,9 +120,9 @@ class RecordGuard:
 
     def check(self, asked: Interaction, response: HTTPResponse) -> HTTPResponse:
         """
-        Refuse what came, unless it is the patient's or nobody's.
+        Reject the response unless each resource is the patient's or no patient's.
 
-        The response is returned parsed; what is malformed is left to its reader.
+        Returns the parsed response; its reader reports one that is malformed.
         """
         if asked.name == "capabilities" or not 200 <= response.status_code < 300:
             return response

@@ -395,7 +395,8 @@ _MAX_PARAMETERS = 100
 # Of JSON: a Questionnaire has groups in groups, each of which is two levels.
 _MAX_DEPTH = 200
 _CHANGES = {"ifMatch": "If-Match", "ifNoneMatch": "If-None-Match"}
-# Of an entry.  None of a read: that another's resource did not change is also news.
+# Conditions of a Bundle entry.  A read has none, because "not modified" would reveal
+# something about another patient's resource.
 _CONDITIONS = {
     "DELETE": _CHANGES,
     "PATCH": _CHANGES,

@@ -154,7 +154,7 @@ class _Check:
         if kind == "Binary":
             is_unknown = "securityContext" not in resource
             return is_unknown and not self._record.is_for_script
-        # To read the schedule of a doctor or a room is not to change it.
+        # A script may read the schedule of a doctor or a room, but not change it.
         if kind != "Schedule" or "r" not in self._letters:
             return False
         actors = [value for _, value in _find_values(resource, ("actor[]",))]
@@ -352,7 +352,7 @@ def check_links(body: Any, current: Any, record: Record) -> None:
         if isinstance(value, Mapping):
             told = str(value.get("reference", ""))
             is_other = value.get("type") == "Patient" and told not in known
-            # Of a step of a patch, which may be about a text or a reference.
+            # A patch step has its new value, such as a text or a reference, in "value".
             changed = str(value.get("value", "")) if isinstance(body, list) else ""
             if is_other or "?" in unquote(told) or _CONDITIONAL.match(unquote(changed)):
                 _refuse("A reference in the body may lead to another patient.")
@@ -372,7 +372,7 @@ def iter_links(value: Any) -> Iterator[str]:
 
 
 def is_of_patient(resource: Any, record: Record) -> bool:
-    """:func:`record_check` of what was read; whether it says that it is theirs."""
+    """Run :func:`record_check`; return whether *resource* says it is the patient's."""
     return _Check(record, "r").run(resource)
 
 

@@ -104,8 +104,8 @@ def disconnect_grant(grant: TokenGrant) -> None:
     """
     End one grant, and the launches that use it, at its owner's request.
 
-    Also one that the EHR has refused, since an operator could restore it.  One that
-    ended because of another patient is listed no longer.
+    This includes a grant that the EHR has rejected, because an operator could restore
+    it.  A grant that ended because of another patient is no longer listed.
     """
     now = timezone.now()
     changed = TokenGrant.objects.filter(

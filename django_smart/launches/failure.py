@@ -58,7 +58,7 @@ def build_used_error(launch: Launch) -> StateError:
     found = stored.values_list("status", "error_code").first()
     status, reason = found or ("", "")
     if status == Launch.Status.CONSUMED:
-        # By a request that waits for the EHR, or by a process that was killed.
+        # Another request is waiting for the EHR, or its process was killed.
         return StateUsedError("Another request is using it.")
     if status != Launch.Status.FAILED:
         return StateUsedError("The state of this callback was already used.")

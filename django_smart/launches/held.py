@@ -176,7 +176,7 @@ def read_held(launch: Launch) -> tuple[IDTokenClaims, dict[str, Any]]:
 def end_at_any_stage(launches: LaunchQuerySet, *, reason: str) -> None:
     """End *launches*, whether under way, held or open, and grants with them."""
     now = timezone.now()
-    # In the order of the stages: one that goes on meanwhile is met at the next one.
+    # Earlier stages first: a launch that advances is then found at its next one.
     launches.fail(error_code=reason, now=now)
     end_held_launches(launches, reason=reason)
     end_launches(launches, reason=reason, now=now)

@@ -55,7 +55,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
         """
         Return launches at any stage, by any of their secrets.
 
-        Of one that completes, a simultaneous request still has the first secret.
+        While a launch completes, a simultaneous request still sends the first secret.
         """
         return self.filter(
             Q(browser_digest__in=browser_digests) | Q(start_digest__in=browser_digests)
@@ -139,7 +139,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
         """Mark launches that have no tokens as failed, with the code as the reason."""
         status = Launch.Status
         changes |= {"error_code": error_code, "ended_at": now, "code_verifier": ""}
-        # In this order: one that goes on meanwhile is met at the next stage.
+        # Earlier stages first: a launch that advances is then found at its next one.
         return sum(
             self.transition(before, status.FAILED, **changes)
             for before in (status.PENDING, status.CONSUMED)

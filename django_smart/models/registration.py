@@ -53,7 +53,7 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         """
         Become the one whose request shows whether a stopped registration works again.
 
-        One conditional UPDATE; after it nobody else does for *pause*.
+        One conditional UPDATE, so no other process sends a probe during *pause*.
         """
         due = self.stopped().filter(_is_probe_due(), pk=pk)
         return due.update(refresh_probe_at=DatabaseNow(pause)) == 1

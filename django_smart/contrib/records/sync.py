@@ -509,7 +509,7 @@ class Sync:
 
 
 def _iter_rows(rows: QuerySet[_Row]) -> Iterator[_Row]:
-    """Yield one after the other: what is done with one may add others."""
+    """Yield rows one at a time, because processing a row may add more."""
     last = 0
     while batch := list(rows.filter(pk__gt=last).order_by("pk")[:_PAGE_SIZE]):
         # A row that was deleted has no key.

@@ -206,7 +206,7 @@ class Command(BaseCommand):
     def _describe(
         self, registration: ClientRegistration, entry: Mapping[str, Any]
     ) -> dict[str, str | None]:
-        """Return the URLs, and say what is no fault but hardly meant."""
+        """Return the URLs, and warn of settings that are valid but hardly intended."""
         slug = registration.server.slug
         if registration.is_service_with_secret:
             self.stderr.write(
