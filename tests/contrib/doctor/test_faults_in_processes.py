@@ -112,7 +112,12 @@ class Site:
             f"import datetime\nfrom django_smart.models import {models}\n{code}",
         )
 
-    def manage(self, *arguments: str, fails: bool = False) -> str:
+    def manage(self, *arguments: str) -> str:
+        ran = self._run(*arguments)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         self._write_settings()
         ran = subprocess.run(
             [PYTHON, "-m", "django", *arguments],
@@ -124,19 +129,18 @@ class Site:
             check=False,
         )
         assert "Traceback" not in ran.stderr, ran.stderr
-        assert fails or ran.returncode == 0, ran.stdout + ran.stderr
-        return ran.stdout
+        return ran
 
     def examine(self) -> dict[str, str]:
         """What the doctor finds that is more than a note: severity by code."""
-        printed = json.loads(
-            self.manage("smart_doctor", "harbour", "--json", fails=True)
-        )
-        return {
+        ran = self._run("smart_doctor", "harbour", "--json")
+        found = {
             each["code"]: each["severity"]
-            for each in printed["findings"]
+            for each in json.loads(ran.stdout)["findings"]
             if each["severity"] != "note"
         }
+        assert ran.returncode == int("error" in found.values())
+        return found
 
     @contextmanager
     def serving(self) -> Iterator[None]:
