@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast long walk mutation bench bench-large bench-smoke lint \
-	format migrations messages docs docs-words screenshots clean
+	format migrations messages docs docs-words screenshots dist clean
 
 help: ## List the goals
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -95,6 +95,19 @@ docs-words: $(DEMO_STAMP) ## Count, for each page, what makes it hard to read
 
 screenshots: $(STAMP) ## Take the pictures of the documentation anew
 	@exec $(BIN)/python -m tests.e2e.screenshots
+
+# The archive is packed again, since its packer keeps the times and owners of files; the
+# wheel is built from the archive.
+dist: $(STAMP) ## Build the wheel and the source archive: the same bytes for a commit
+	rm -rf dist
+	umask 022 && export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && \
+	$(BIN)/python -m build --sdist && cd dist && source=$$(basename *.tar.gz .tar.gz) && \
+	tar -xzf $$source.tar.gz && chmod -R u=rwX,go=rX $$source && \
+	tar --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner \
+		--format=posix --pax-option=delete=atime,delete=ctime \
+		-cf $$source.tar $$source && \
+	gzip --no-name --best --force $$source.tar && \
+	../$(BIN)/python -m build --wheel --outdir . $$source && rm -r $$source
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) $(BENCH) .tox build dist *.egg-info docs/_build var \
