@@ -30,10 +30,9 @@ from tests.docs.blocks import Block, execute, read_blocks
 from tests.fhir.servers import Carrier, Tokens
 from tests.transport.servers import LOOPBACK, Server
 
-__all__ = ["PAGE", "Asked", "Chart", "Task", "judge", "measure", "observe", "quantity"]
+__all__ = ["CODE", "Asked", "Chart", "Task", "judge", "measure", "observe", "quantity"]
 
-PAGE = "explanation/twenty-tasks.rst"
-_OTHERS = "../tests/docs/twenty-tasks.rst"
+CODE = "../tests/docs/twenty-tasks.rst"
 LIBRARIES = ("django_smart", "fhirpy", "fhirclient")
 # What a program can catch and tell apart, and no mishap of the code.
 ERRORS = (BaseFHIRError, FHIRError, ValueError, requests.RequestException)
@@ -224,10 +223,10 @@ def quantity(value: float, **members: Any) -> dict[str, Any]:
 
 
 def _read_code(task: Task) -> dict[str, list[Block]]:
-    """The blocks of *task*, by library: ours on the page, the others' beside it."""
-    code = {"django_smart": read_blocks(PAGE, task.title)}
+    """The blocks of *task*, by library."""
+    code: dict[str, list[Block]] = {}
     library = ""
-    for block in read_blocks(_OTHERS, task.title):
+    for block in read_blocks(CODE, task.title):
         if block.before:
             library = block.before.removeprefix("With ").removesuffix(":")
         code.setdefault(library, []).append(block)

@@ -59,7 +59,7 @@ _PHRASES = {
     "HIPAA": "explanation/security-questionnaire",
     "GDPR": "explanation/security-questionnaire",
     "architecture": "explanation/layers",
-    "compare fhirpy": "explanation/twenty-tasks",
+    "compare fhirpy": "evidence",
 }
 _HITS = 3
 
