@@ -65,8 +65,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # api-evangelist/nextgen-healthcare, July 2026, read on 2026-12-01.)
     FHIRServer.Preset.NEXTGEN: {},
     # Lists its authentication methods under a nonstandard name, which is ignored:
-    # the defaults are right. (SMART configuration of sandbox CP00101,
-    # api-evangelist/allscripts, August 2026, read on 2026-12-01.)
+    # the defaults are right. Each customer sets how long tokens last. (SMART
+    # configuration of sandbox CP00101 and authentication,
+    # api-evangelist/allscripts-healthcare-solutions, September 2026, read on
+    # 2026-12-01.)
     FHIRServer.Preset.VERADIGM: {},
     # Supports S256 and scopes of both versions: the defaults are right. A deviation in
     # the SMART configuration of version 3 needs an override. (CMSgov/
@@ -92,10 +94,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     FHIRServer.Preset.ENTRA: {
         # "client_id: required", also with a certificate. A refresh without scope was
-        # refused, although the page calls the parameter optional.
+        # refused, although the page calls the parameter optional. A refresh token lasts
+        # for 90 days, and each refresh returns a new one.
         # (learn.microsoft.com, "Microsoft identity platform and OAuth 2.0 authorization
-        # code flow", read on 2026-12-01; question 192699, 2020-12-09.)
+        # code flow" and "Refresh tokens in the Microsoft identity platform", read on
+        # 2026-12-01; question 192699, 2020-12-09.)
         "client_id_with_assertion": True,
+        "refresh_token_lifetime": 7776000,
         "send_scope_on_refresh": True,
     },
     FHIRServer.Preset.SMART_LAUNCHER: {

@@ -36,12 +36,12 @@ _PAGES = {
     FHIRServer.Preset.MEDPLUM: "how-to/register-medplum.rst",
     FHIRServer.Preset.OPENEMR: "how-to/register-openemr.rst",
     FHIRServer.Preset.NEXTGEN: "how-to/register-nextgen.rst",
+    FHIRServer.Preset.VERADIGM: "how-to/register-veradigm.rst",
     FHIRServer.Preset.SMART_LAUNCHER: "how-to/smart-launcher.rst",
 }
 # Their SMART configurations are not known in full, so nothing can answer for them.
 _BEHIND = "how-to/register-behind-an-authorization-server.rst"
 _WITHOUT_CONFIGURATION = {
-    FHIRServer.Preset.VERADIGM: "how-to/register-veradigm.rst",
     FHIRServer.Preset.BLUE_BUTTON: "how-to/register-blue-button.rst",
     FHIRServer.Preset.VA_LIGHTHOUSE: "how-to/register-va-lighthouse.rst",
     FHIRServer.Preset.KEYCLOAK: _BEHIND,
