@@ -11,6 +11,7 @@ adds no link to another patient or to a file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ from django_smart.fhir.interactions import (
     build_etag,
     build_read,
     iter_parameters,
-    parse_entry,
+    parse_entries,
     parse_query,
     write_query,
 )
@@ -55,6 +56,8 @@ from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["RecordGuard", "RecordRules"]
 
+# Where a step of a JSON Patch changes something, in plain names.
+_POINTER = re.compile(r"(?:/(?:_?[a-z][A-Za-z0-9]*|[0-9]+|-))+")
 # Operations on a type that take the patient as a search does.
 _SEARCHING = frozenset({"$docref", "$lastn", "$stats"})
 # Parameters of a conditional change that select resources, beside those without "_".
@@ -103,10 +106,9 @@ class RecordGuard:
             raise ForeignPatientError("There is no patient in context.")
         self._check_place(asked)
         match name:
-            case "read":
-                return asked.with_pairs(self.record.complete(kind, asked.pairs))
-            case "vread" | "history-instance":
-                self._read_target(asked)
+            case "read" | "vread" | "history-instance":
+                if name != "read":
+                    self._read_target(asked)
                 return asked.with_pairs(self.record.complete(kind, asked.pairs))
             case "search":
                 return self._prepare_search(asked)
@@ -122,19 +124,18 @@ class RecordGuard:
         """
         Reject the response unless each resource is the patient's or no patient's.
 
-        Returns the parsed response; its reader reports one that is malformed.
+        Returns the parsed response, or one without a resource as it is.
+
+        Raises:
+            MalformedFHIRResponseError: a read returned another resource, or none.
         """
         if asked.name == "capabilities" or not 200 <= response.status_code < 300:
             return response
-        resource = parse_resource(response.body) if response.body else None
+        resource = parse_resource(response.body)
+        if asked.name in {"read", "vread"}:
+            resource = process_read_response(response, asked)
         if resource is None:
             return response
-        is_other = asked.id and (
-            (resource["resourceType"], resource.get("id"))
-            != (asked.resource_type, asked.id)
-        )
-        if is_other and asked.name in {"read", "vread"}:
-            return response  # whose reader refuses it, and says why
         path = asked.path.partition("?")[0]
         # A page that site code follows, without a path, is no stored Bundle either.
         is_made = (asked.name == "get" and not asked.path) or (
@@ -258,7 +259,7 @@ class RecordGuard:
         if name == "update":
             self._check_body(asked)
         elif name == "patch":
-            _check_patch(asked.body, kind)
+            self._check_patch(asked.body, kind)
         is_conditional = len(parts) == 1
         pairs: list[tuple[str, str]] = []
         if is_conditional:
@@ -318,40 +319,48 @@ class RecordGuard:
             )
         return replace(asked, headers={**asked.headers, "If-Match": etag})
 
+    def _check_patch(self, patch: Any, kind: str) -> None:
+        """
+        Refuse a patch that touches what the resource is, and whose it is.
+
+        Its steps are plain, so that all servers read them in the same way.  Some add a
+        missing slash, and ignore the case of members (Microsoft.AspNetCore.JsonPatch,
+        2026).
+        """
+        if not isinstance(patch, list):  # only the server knows a FHIRPath
+            raise FHIRRequestError(
+                "A patch under patient/ scopes must be a JSON Patch: a list of "
+                "operations."
+            )
+        subjects = {*get_compartment(kind).subjects, *SUBJECT_NAMES}
+        kept = {path.partition(".")[0].removesuffix("[]").lower() for path in subjects}
+        kept |= {"contained", "id", "resourcetype"}
+        members = {"op", "path", "value"}
+        if not self.record.is_for_script:
+            # By a copy or move, a script could turn a text into a link.
+            members.add("from")
+        for step in patch:
+            if not isinstance(step, Mapping) or not step.keys() <= members:
+                raise FHIRRequestError("A step of the patch has unknown members.")
+            # Where it moves or copies from is changed as well, or kept.
+            for pointer in (step.get("path"), step.get("from", "/_x")):
+                if not isinstance(pointer, str) or not _POINTER.fullmatch(pointer):
+                    raise FHIRRequestError(
+                        "A step of the patch has no plain path, such as /status."
+                    )
+                if pointer.split("/")[1].lower() in kept:
+                    raise ForeignPatientError(
+                        "The patch changes whose the resource is, its id or its type."
+                    )
+
     def _prepare_bundle(self, bundle: Any) -> Any:
         """The Bundle with each entry as it may be sent."""
-        entries = bundle.get("entry", []) if isinstance(bundle, Mapping) else None
-        if not isinstance(entries, list):
-            raise FHIRRequestError("The body is not a Bundle with entries.")
+        asked = parse_entries(bundle)
         prepared = []
-        for entry in entries:
-            asked = parse_entry(entry)
+        for entry, each in zip(bundle.get("entry", []), asked, strict=True):
             rest = {n: v for n, v in entry.items() if n not in {"request", "resource"}}
-            prepared.append(rest | self.prepare(asked).as_entry())
+            prepared.append(rest | self.prepare(each).as_entry())
         return {**bundle, "entry": prepared}
-
-
-def _check_patch(patch: Any, kind: str) -> None:
-    """Refuse a patch that touches what the resource is, and whose it is."""
-    if not isinstance(patch, list):  # only the server knows a FHIRPath
-        raise FHIRRequestError(
-            "A patch under patient/ scopes must be a JSON Patch: a list of operations."
-        )
-    subjects = {*get_compartment(kind).subjects, *SUBJECT_NAMES}
-    kept = {path.partition(".")[0].removesuffix("[]").lower() for path in subjects}
-    kept |= {"", "contained", "id", "resourcetype"}
-    for step in patch:
-        if not isinstance(step, Mapping):
-            raise FHIRRequestError("A step of the patch is not an object.")
-        # Where it moves or copies from is changed as well, or kept.
-        for pointer in (step.get("path"), step.get("from", "/_")):
-            if not isinstance(pointer, str) or not f"{pointer}/".startswith("/"):
-                raise FHIRRequestError("A step of the patch has no path with a slash.")
-            name = "".join(pointer.split("/")[1:2])
-            if name.replace("~1", "/").replace("~0", "~").lower() in kept:
-                raise ForeignPatientError(
-                    "The patch changes whose the resource is, its id or its type."
-                )
 
 
 def _is_condition(name: str) -> bool:

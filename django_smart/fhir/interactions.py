@@ -36,7 +36,7 @@ __all__ = [
     "build_update",
     "iter_parameters",
     "parse_body",
-    "parse_entry",
+    "parse_entries",
     "parse_interaction",
     "parse_query",
     "refuse_part",
@@ -524,8 +524,20 @@ def iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
             lists.append(one.get("part", []))
 
 
-def parse_entry(entry: Any) -> Interaction:
-    """Read an entry of a batch or transaction, but no Bundle again."""
+def parse_entries(bundle: Any, *, limit: int | None = None) -> list[Interaction]:
+    """Read the entries of a batch or transaction."""
+    entries = bundle.get("entry", []) if isinstance(bundle, Mapping) else None
+    if not isinstance(entries, list):
+        raise FHIRRequestError("The body is not a Bundle with entries.")
+    if limit is not None and len(entries) > limit:
+        raise FHIRRequestError(
+            f"A Bundle may have at most {limit} entries: send several."
+        )
+    return list(map(_parse_entry, entries))
+
+
+def _parse_entry(entry: Any) -> Interaction:
+    """Read an entry, but no Bundle again."""
     request = entry.get("request") if isinstance(entry, Mapping) else None
     if not isinstance(request, Mapping):
         raise FHIRRequestError("An entry has no request.")

@@ -211,7 +211,7 @@ class FHIRProxyView(View):
             url = rewriter.read_page_url(request)
             asked = Interaction(name="get", method="GET", path=url)
             return _pass_on(guard.fetch(asked), asked, guard, rewriter)
-        query, source = _take_source(request)
+        query = request.META.get("QUERY_STRING", "")
         body, media_type = _read_value(request, path)
         asked = parse_interaction(
             method,
@@ -220,11 +220,14 @@ class FHIRProxyView(View):
             body=body,
             media_type=media_type,
         )
+        is_binary = (asked.resource_type, asked.name) == ("Binary", "read")
+        source = ""
+        if is_binary:
+            pairs = dict(asked.pairs)
+            source = pairs.pop(_SOURCE, "")
+            asked = asked.with_pairs([*pairs.items()])
         rules.check(asked)
         prepared = guard.prepare(asked)
-        is_binary = (asked.resource_type, asked.name) == ("Binary", "read")
-        if source and not is_binary:
-            raise FHIRRequestError(f"{_SOURCE} is only valid for a Binary.")
         if source and not guard.record.is_open("read", "Binary"):
             guard = _check_source(guard, asked, rules, source)
         answer = guard.fetch(prepared)
@@ -321,13 +324,6 @@ def _read_value(request: HttpRequest, path: str) -> tuple[Any, str]:
     return value, media_type if is_patch else FHIR_JSON
 
 
-def _take_source(request: HttpRequest) -> tuple[str, str]:
-    """The query without, and the value of, the name of what refers to a Binary."""
-    query = request.META.get("QUERY_STRING", "")
-    kept = [part for part in query.split("&") if not part.startswith(f"{_SOURCE}=")]
-    return "&".join(kept), request.GET.get(_SOURCE, "")
-
-
 def _check_source(
     guard: RecordGuard, asked: Interaction, rules: AllowList, source: str
 ) -> RecordGuard:
@@ -381,19 +377,13 @@ def _pass_on(
 
 
 def _read_answer(answer: HTTPResponse, asked: Interaction) -> dict[str, Any] | None:
-    """Return the resource that was asked for, and no other."""
+    """Return the resource, which is a Bundle where one was asked for."""
     if asked.name in WRITES:
         return process_change_response(answer, what="request")
     resource = process_resource_response(answer, what="request")
-    found = resource["resourceType"], resource.get("id")
     wanted = _BUNDLE_TYPES.get(asked.name)
-    if wanted is None:
-        is_wanted = asked.name not in {"read", "vread"} or (
-            found == (asked.resource_type, asked.id)
-        )
-    else:
-        is_wanted = found[0] == "Bundle" and str(resource.get("type")) in wanted
-    if not is_wanted:
+    type_ = str(resource.get("type")) if resource["resourceType"] == "Bundle" else ""
+    if wanted is not None and type_ not in wanted:
         raise MalformedFHIRResponseError("the response is not what was asked for")
     return resource
 

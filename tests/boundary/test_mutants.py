@@ -113,8 +113,20 @@ HOLES = (
     ),
     (
         "a patch that copies",
-        'step.keys() <= {"op", "path", "value"}',
-        "True",
+        "if not self.record.is_for_script:\n            # By",
+        "if True:\n            # By",
+        _PROXY,
+    ),
+    (
+        "a step that servers read in different ways",
+        "not step.keys() <= members",
+        "False",
+        _PROXY,
+    ),
+    (
+        "a path of a patch in capitals",
+        'pointer.split("/")[1].lower() in kept',
+        'pointer.split("/")[1] in kept',
         _PROXY,
     ),
     (
@@ -125,14 +137,20 @@ HOLES = (
     ),
     (
         "an entry of a batch",
-        "            for one in asked_for:\n                self._check(one)\n",
-        "",
+        "            self._check(one)\n",
+        "            if one is asked:\n                self._check(one)\n",
         _PROXY,
     ),
     (
         "a response that is not what was asked for",
-        "    if not is_wanted:\n",
+        "    if wanted is not None and type_ not in wanted:\n",
         "    if False:\n",
+        _PROXY,
+    ),
+    (
+        "a read that returns another resource",
+        "            resource = process_read_response(response, asked)\n",
+        "            pass\n",
         _PROXY,
     ),
     (
