@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -104,30 +105,30 @@ class _Check:
     def run(self, resource: Any) -> bool:
         """Return whether it is the patient's: neither nobody's nor the server's."""
         try:
-            return self._check(resource, self._own)
+            return self._check(resource)
         except RecursionError:
             _refuse("The resource is nested too deeply.")
 
-    def _check(self, resource: Any, own: Collection[str]) -> bool:
+    def _check(self, resource: Any) -> bool:
         kind = resource.get("resourceType") if isinstance(resource, Mapping) else None
         if not isinstance(kind, str):
             _refuse("A resource has no type.")
         if kind == "Bundle":
-            return self._check_bundle(resource, own)
+            return self._check_bundle(resource)
         if kind == "Parameters":
-            return self._check_parameters(resource.get("parameter"), own)
+            return self._check_parameters(resource.get("parameter"))
         listed = self._record.types
         if listed is not None and kind not in {*listed, "OperationOutcome"}:
             raise build_unlisted_error("resource_types", kind)
         if self._is_open(kind, resource):
             try:
-                return self._is_own(resource, kind, own)
+                return self._is_own(resource, kind)
             except ForeignPatientError:
                 return False  # which the server has allowed
-        is_own = self._is_own(resource, kind, own)
+        is_own = self._is_own(resource, kind)
         self._check_scopes(kind, resource)
         if "contained" in resource:
-            self._check_contained(resource["contained"], own)
+            self._check_contained(resource["contained"])
         if not (is_own or is_shared(kind) or self._is_nobodys(resource, kind)):
             _refuse(f"The {kind} is not known to be the patient's.")
         return is_own
@@ -166,12 +167,10 @@ class _Check:
         ]
         return bool(references) and all(map(self._record.is_to_shared, references))
 
-    def _is_own(
-        self, resource: Mapping[str, Any], kind: str, own: Collection[str]
-    ) -> bool:
+    def _is_own(self, resource: Mapping[str, Any], kind: str) -> bool:
         """Whether it says that it is the patient's; refuse what says otherwise."""
         if kind == "Patient":
-            if f"Patient/{resource.get('id')}" not in own:
+            if f"Patient/{resource.get('id')}" not in self._own:
                 _refuse("This is not the patient of this launch.")
             return True
         subjects = get_compartment(kind).subjects
@@ -183,7 +182,8 @@ class _Check:
         for path, value in found:
             told = value if isinstance(value, Mapping) else {}
             reference = _read_reference(told.get("reference"))
-            if (reference in own and told.get("type", "Patient") == "Patient") or (
+            is_patient = told.get("type", "Patient") == "Patient"
+            if (reference in self._own and is_patient) or (
                 reference in self._known and kind in ABOUT_OTHERS
             ):
                 is_own = True
@@ -193,7 +193,7 @@ class _Check:
                 _refuse(f"{kind}.{path} does not name the patient of this launch.")
         return is_own
 
-    def _check_contained(self, contained: Any, own: Collection[str]) -> None:
+    def _check_contained(self, contained: Any) -> None:
         # Some servers write an object in place of a list.
         for each in contained if isinstance(contained, list) else [contained]:
             kind = each.get("resourceType") if isinstance(each, Mapping) else None
@@ -202,23 +202,23 @@ class _Check:
             if kind.casefold() == "patient":
                 _refuse("A contained Patient is not the patient of this launch.")
             if kind in {"Bundle", "Parameters"}:
-                self._check(each, own)
+                self._check(each)
             else:
                 # Without a subject, it belongs to what contains it.
-                self._is_own(each, kind, own)
-            self._check_contained(each.get("contained", []), own)
+                self._is_own(each, kind)
+            self._check_contained(each.get("contained", []))
 
-    def _check_parameters(self, parameters: Any, own: Collection[str]) -> bool:
+    def _check_parameters(self, parameters: Any) -> bool:
         is_own = False
         # Some servers write an object in place of a list.
         for each in parameters if isinstance(parameters, list) else [parameters]:
             if isinstance(each, Mapping):
                 if each.get("resource") is not None:
-                    is_own |= self._check(each["resource"], own)
-                is_own |= self._check_parameters(each.get("part"), own)
+                    is_own |= self._check(each["resource"])
+                is_own |= self._check_parameters(each.get("part"))
         return is_own
 
-    def _check_bundle(self, bundle: Mapping[str, Any], own: Collection[str]) -> bool:
+    def _check_bundle(self, bundle: Mapping[str, Any]) -> bool:
         # Absent when empty; null is what some servers write.
         entries = bundle.get("entry") or []
         if not isinstance(entries, list) or not all(map(_is_entry, entries)):
@@ -239,7 +239,7 @@ class _Check:
         removed: list[Mapping[str, Any]] = []
         for entry in sorted(entries, key=_is_about_others):
             try:
-                is_own |= self._check_entry(entry, own)
+                is_own |= self._check_entry(entry)
             except ForeignPatientError:
                 if self._is_written or not _is_included(entry):
                     raise
@@ -251,21 +251,23 @@ class _Check:
             _refuse("The Bundle is not known to be the patient's.")
         return is_own
 
-    def _check_entry(self, entry: Mapping[str, Any], own: Collection[str]) -> bool:
+    def _check_entry(self, entry: Mapping[str, Any]) -> bool:
         outcome = (entry.get("response") or {}).get("outcome")
         if outcome is not None:
-            self._check(outcome, own)
+            self._check(outcome)
         resource = entry.get("resource")
         if not resource:
             return False
         url = str(entry.get("fullUrl", ""))
         reference = f"{resource.get('resourceType')}/{resource.get('id')}"
         names = {reference, f"{self._record.base_url}/{reference}", url}
+        check = self
         if self._is_elsewhere(url):
             # There, a relative reference is to another server's resource.
-            own = {one for one in self._record.own if "://" in one}
+            check = copy(self)
+            check._own = {one for one in self._record.own if "://" in one}
             names = {url}
-        is_own = self._check(resource, own)
+        is_own = check._check(resource)
         if is_own:
             self._known |= names
         return is_own

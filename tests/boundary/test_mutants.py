@@ -25,8 +25,8 @@ HOLES = (
     # What comes, and what the site's own code sends
     (
         "the type beside a reference to the patient",
-        'reference in own and told.get("type", "Patient") == "Patient"',
-        "reference in own",
+        "reference in self._own and is_patient",
+        "reference in self._own",
         _GUARD,
     ),
     (
@@ -50,8 +50,8 @@ HOLES = (
     ),
     (
         "an included entry",
-        "is_own |= self._check_entry(entry, own)",
-        "is_own |= not _is_included(entry) and self._check_entry(entry, own)",
+        "is_own |= self._check_entry(entry)",
+        "is_own |= not _is_included(entry) and self._check_entry(entry)",
         _GUARD,
     ),
     (
@@ -62,7 +62,7 @@ HOLES = (
     ),
     (
         "a part of Parameters",
-        'is_own |= self._check_parameters(each.get("part"), own)',
+        'is_own |= self._check_parameters(each.get("part"))',
         "pass",
         _GUARD,
     ),
