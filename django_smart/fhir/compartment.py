@@ -12,7 +12,7 @@ SMART App Launch 2.2, "Scopes for requesting FHIR Resources".
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -216,14 +216,6 @@ class Record:
             own = f"{'' if is_id else 'Patient/'}{self.patient_id}"
             pairs = [*pairs, (compartment.parameter, own)]
         return pairs
-
-    def refuse_others(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Refuse a patient or subject who is not the patient of this launch."""
-        for name, value in pairs:
-            if name.strip().casefold() in SUBJECT_NAMES and not self.is_own(value):
-                raise ForeignPatientError(
-                    f'"{name}" does not name the patient of this launch.'
-                )
 
     def is_own(self, value: str) -> bool:
         """Whether the value of a parameter names the patient."""

@@ -12,7 +12,7 @@ adds no link to another patient or to a file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,16 +187,23 @@ class RecordGuard:
             raise ForeignPatientError("This would cover every patient.")
         if asked.body is not None:
             self._check_body(asked)
-            named = iter_parameters(asked.body)
-            self.record.refuse_others(pair for pair in named if pair[1])
+            self._refuse_others(pair for pair in iter_parameters(asked.body) if pair[1])
         if len(parts) == 2 and parts[-1] in _SEARCHING and asked.body is None:
             pairs = self.record.narrow(kind, pairs)
         else:
-            self.record.refuse_others(pairs)
+            self._refuse_others(pairs)
             pairs = self.record.complete(kind, pairs)
         if is_about_one:
             self._read_target(asked)
         return asked.with_pairs(pairs)
+
+    def _refuse_others(self, pairs: Iterable[tuple[str, str]]) -> None:
+        for name, value in pairs:
+            is_named = name.strip().casefold() in SUBJECT_NAMES
+            if is_named and not self.record.is_own(value):
+                raise ForeignPatientError(
+                    f'"{name}" does not name the patient of this launch.'
+                )
 
     # What is read first
 

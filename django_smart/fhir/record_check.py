@@ -283,7 +283,7 @@ class _Check:
 def _is_to_patient(told: Mapping[str, Any], reference: str) -> bool:
     """Whether one of several subjects is a patient, who is not the launch's."""
     if reference:
-        return "patient/" in unquote(reference).casefold()
+        return "patient/" in reference.casefold()
     return "identifier" in told and told.get("type", "Patient") == "Patient"
 
 
@@ -343,13 +343,9 @@ def check_links(body: Any, current: Any, record: Record) -> None:
         current: the resource that it changes, whose links it may keep.
     """
     base = f"{record.base_url}/"
-    known = {*record.own, *(link.removeprefix(base) for link in iter_links(current))}
     # A system may look like a link, but is none.
-    known |= {
-        str(value.get("system"))
-        for value in iter_values(current)
-        if isinstance(value, Mapping)
-    }
+    held = iter_links(current, "reference", "system", "url")
+    known = record.own | {link.removeprefix(base) for link in held}
     for value in iter_values(body):
         if isinstance(value, Mapping):
             told = str(value.get("reference", ""))
@@ -365,11 +361,11 @@ def check_links(body: Any, current: Any, record: Record) -> None:
                 _refuse("The body adds a link to a Patient or a Binary.")
 
 
-def iter_links(value: Any) -> Iterator[str]:
-    """What *value* refers to, and no other text: patients write messages, too."""
+def iter_links(value: Any, *names: str) -> Iterator[str]:
+    """The texts of members with these names, such as ``reference``."""
     for item in iter_values(value):
         if isinstance(item, Mapping):
-            links = (item.get(name) for name in ("reference", "url"))
+            links = map(item.get, names)
             yield from (link for link in links if isinstance(link, str))
 
 

@@ -155,8 +155,8 @@ HOLES = (
     ),
     (
         "a Binary that a text names",
-        '(item.get(name) for name in ("reference", "url"))',
-        "item.values()",
+        'iter_links(resource, "reference", "url")',
+        'iter_links(resource, "reference", "url", "contentString")',
         _PROXY,
     ),
     (
