@@ -131,9 +131,10 @@ class RecordGuard:
         """
         if asked.name == "capabilities" or not 200 <= response.status_code < 300:
             return response
-        resource = parse_resource(response.body)
         if asked.name in {"read", "vread"}:
-            resource = process_read_response(response, asked)
+            resource: dict[str, Any] | None = process_read_response(response, asked)
+        else:
+            resource = parse_resource(response.body)
         if resource is None:
             return response
         path = asked.path.partition("?")[0]

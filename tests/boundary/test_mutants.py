@@ -149,8 +149,8 @@ HOLES = (
     ),
     (
         "a read that returns another resource",
-        "            resource = process_read_response(response, asked)\n",
-        "            pass\n",
+        'if asked.name in {"read", "vread"}:\n            resource:',
+        'if asked.name == "vread":\n            resource:',
         _PROXY,
     ),
     (
