@@ -14,7 +14,7 @@ from django_smart.conf import conf
 from django_smart.models import TokenGrant
 from django_smart.models.clock import DatabaseNow
 
-from .models import IS_FINISHED, SyncRun
+from .models import SyncRun
 from .sinks import Sink
 
 __all__ = ["EVERY", "build_sink", "find_due_grants", "forget_ended_records"]
@@ -56,7 +56,7 @@ def find_due_grants(sink: Sink, *, every: timedelta = EVERY) -> list[int]:
     was read into *sink* less than *every* ago, a process is reading it, or the EHR is
     to be left alone.
     """
-    is_new = IS_FINISHED & Q(finished_at__gt=timezone.now() - every)
+    is_new = Q(is_finished=True, finished_at__gt=timezone.now() - every)
     runs = SyncRun.objects.filter(
         is_new | Q(busy_until__gt=DatabaseNow()),
         user_id=OuterRef("user_id"),

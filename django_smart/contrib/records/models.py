@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from django.conf import settings
 from django.db import connections, models, router
-from django.db.models import Count, F, Min, Q
+from django.db.models import Count, Min, Q
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext_lazy as _
 
@@ -17,15 +17,11 @@ from django_smart.fields import DigestField, EncryptedTextField, digest
 from django_smart.models import FHIRServer, TokenGrant
 from django_smart.models.clock import DatabaseNow
 
-__all__ = ["IS_FINISHED", "StoredResource", "SyncRun", "SyncedResource", "SyncedType"]
+__all__ = ["StoredResource", "SyncRun", "SyncedResource", "SyncedType"]
 
 # A run that stored nothing for so long was killed: longer than a request may take with
 # the pauses that the EHR asks for.
 _LEASE = timedelta(minutes=5)
-
-
-# Whether the latest run has read everything that it could.
-IS_FINISHED = Q(finished_at__gte=F("started_at"), last_error="")
 
 
 class SyncRunQuerySet(models.QuerySet["SyncRun"]):
@@ -37,8 +33,9 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
 
     def take(self, pk: int, owner: str) -> bool:
         """Return whether the run is the caller's now; one conditional UPDATE."""
+        values = {"owner": owner, "is_finished": False}
         rows = self.free().filter(pk=pk)
-        return rows.update(owner=owner, busy_until=DatabaseNow(_LEASE)) == 1
+        return rows.update(**values, busy_until=DatabaseNow(_LEASE)) == 1
 
     def hold(self, pk: int, owner: str) -> bool:
         """Return whether the run is still the caller's, and let it be so longer."""
@@ -66,9 +63,9 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
         or when its first run began.
         """
         return self.values("server_id").annotate(
-            finished=Count("pk", filter=IS_FINISHED & Q(owner="")),
+            finished=Count("pk", filter=Q(is_finished=True)),
             reading=Count("pk", filter=~Q(owner="")),
-            waiting=Count("pk", filter=Q(owner="")) - F("finished"),
+            waiting=Count("pk", filter=Q(is_finished=False, owner="")),
             oldest=Min(Coalesce("finished_at", "started_at")),
         )
 
@@ -99,6 +96,8 @@ class SyncRun(models.Model):
     connection continues where the old one ended.
 
     Attributes:
+        is_finished: whether every type was read, refused, or could only be read in
+            part. False from the moment a process takes the run until it has.
         owner: the process that reads it; empty if none does.
         busy_until: when another process may take it from *owner*; without one, when the
             task may continue it.
@@ -122,6 +121,7 @@ class SyncRun(models.Model):
     is_full = models.BooleanField(_("reads everything"), default=True)
     started_at = models.DateTimeField(_("started"), null=True)
     finished_at = models.DateTimeField(_("finished"), null=True)
+    is_finished = models.BooleanField(_("has come to its end"), default=False)
     full_at = models.DateTimeField(_("read completely"), null=True)
     last_error = models.CharField(_("last error"), max_length=64, blank=True)
     position = models.TextField(_("position in the sink"), blank=True)
@@ -148,23 +148,6 @@ class SyncRun(models.Model):
     def record_name(self) -> str:
         """Whose record is read into which sink."""
         return f"{self.user_id} {self.server_id} {self.patient_id} {self.sink}"
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every type was read, refused, or could only be read in part."""
-        return (
-            self.started_at is not None
-            and not self.is_to_continue
-            # The next one could not even begin.
-            and not self.last_error
-        )
-
-    @property
-    def is_to_continue(self) -> bool:
-        """Whether it began, and has not come to its end."""
-        return self.started_at is not None and (
-            self.finished_at is None or self.finished_at < self.started_at
-        )
 
     @property
     def is_complete(self) -> bool:
@@ -350,7 +333,6 @@ class StoredResource(ResourceRow):
         related_name="copies",
         verbose_name=_("run"),
     )
-    version_id = models.CharField(_("version"), max_length=64, blank=True)
     last_updated = models.CharField(_("last updated"), max_length=40, blank=True)
     content = models.TextField(_("content"), blank=True)
     encrypted_content = EncryptedTextField(_("content"), blank=True)

@@ -78,7 +78,6 @@ class ModelSink(Sink):
         StoredResource.objects.filter(key__in=keys).delete()
 
     def _build(self, resource: Resource) -> StoredResource:
-        meta = get_meta(resource)
         text = dump_json(resource).decode()
         return StoredResource(
             run=self._run,
@@ -86,8 +85,7 @@ class ModelSink(Sink):
             resource_id=resource["id"],
             version=get_version(resource),
             seen=self._run.number,
-            version_id=meta["versionId"],
-            last_updated=meta["lastUpdated"],
+            last_updated=get_meta(resource)["lastUpdated"],
             content="" if self.is_encrypted else text,
             encrypted_content=text if self.is_encrypted else "",
         )

@@ -165,8 +165,9 @@ class Sync:
         # While the run is this process's: the next one may have written meanwhile.
         with self._storing():
             self._sink.truncate(run.position)
-        if run.is_to_continue:
-            return
+        began, ended = run.started_at, run.finished_at
+        if began and (ended is None or ended < began):
+            return  # It continues.
         now = timezone.now()
         run.number += 1
         run.is_full = run.full_at is None or run.full_at <= now - _FULL_EVERY
@@ -204,11 +205,11 @@ class Sync:
 
     def _finish(self) -> None:
         run = self._run
-        run.finished_at = timezone.now()
+        run.finished_at, run.is_finished = timezone.now(), True
         if run.is_full:
             run.full_at = run.started_at
         with self._storing():
-            run.save(update_fields=["finished_at", "full_at"])
+            run.save(update_fields=["finished_at", "is_finished", "full_at"])
 
     def _read_all(self) -> None:
         waiting = self._run.types.filter(state=_State.WAITING).order_by("pk")

@@ -321,6 +321,37 @@ def test_later_run_that_an_error_ended_is_not_finished(
     assert sync_record(grant, sink).is_complete
 
 
+def test_later_run_that_was_interrupted_is_not_finished(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    sink = MemorySink()
+    sync_record(grant, sink)
+    changed = change_one(ehr)
+    sink.received.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "truncate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sync_record(grant, sink)
+    assert not SyncRun.objects.get().is_finished
+    assert sync_record(grant, sink).is_complete
+    assert sink.received == [changed]
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "2026-01-01", "now", ""])
+def test_odd_time_of_a_change_stops_no_run(
+    ehr: EHRSimulator, grant: TokenGrant, time: str
+) -> None:
+    for resource in ehr.data["Observation"].values():
+        resource["meta"] = {**resource["meta"], "lastUpdated": time}
+    sync_record(grant, MemorySink())
+    sink = MemorySink()
+    assert sync_record(grant, sink).is_complete
+    assert sink.received == []
+
+
 def test_page_that_the_sink_did_not_take_is_delivered_by_the_next_run(
     ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
