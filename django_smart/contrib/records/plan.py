@@ -97,7 +97,7 @@ def get_meta(resource: Mapping[str, Any]) -> dict[str, str]:
     """
     Return ``versionId`` and ``lastUpdated``, each "" if it is missing or odd.
 
-    An odd one is no FHIR ``id`` or ``instant``, or too long for its column.
+    An odd one is no FHIR ``id`` or ``instant``, or very long.
     """
     meta = resource.get("meta")
     found = meta if isinstance(meta, Mapping) else {}
@@ -118,10 +118,10 @@ def get_version(resource: Mapping[str, Any]) -> str:
 
 
 def find_references(
-    resource: Mapping[str, Any], base_url: str, *, attachments: bool
+    resources: Iterable[Mapping[str, Any]], base_url: str, *, attachments: bool
 ) -> set[tuple[str, str]]:
     """
-    Return type and id of the resources that a resource refers to, and that are read.
+    Return type and id of the resources that *resources* refer to, and that are read.
 
     Args:
         attachments: whether those include each ``Binary``.
@@ -129,21 +129,23 @@ def find_references(
     wanted = {"reference": _REFERENCED}
     if attachments:
         wanted["url"] = frozenset({"Binary"})
-    found = set()
-    left: list[Any] = [resource]
+    texts = set()
+    left: list[Any] = [*resources]
     while left:
         value = left.pop()
-        if isinstance(value, list):
-            left += value
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
+            for name in wanted:
+                if name in value and isinstance(value[name], str):
+                    texts.add((name, value[name]))
             left += value.values()
-            for name, kinds in wanted.items():
-                if not isinstance(text := value.get(name), str):
-                    continue
-                kind, _, rest = text.removeprefix(f"{base_url}/").partition("/")
-                id_ = rest.partition("/_history/")[0]
-                if kind in kinds and is_id(id_):
-                    found.add((kind, id_))
+        elif isinstance(value, list):
+            left += value
+    found = set()
+    for name, text in texts:
+        kind, _, rest = text.removeprefix(f"{base_url}/").partition("/")
+        id_ = rest.partition("/_history/")[0]
+        if kind in wanted[name] and is_id(id_):
+            found.add((kind, id_))
     return found
 
 

@@ -35,13 +35,13 @@ from django_smart.fhir.compartment import (
     find_missing_scope,
     find_patient_parameter,
 )
-from django_smart.fhir.dates import parse_date
 from django_smart.fhir.interactions import build_search
 from django_smart.fhir.messages import raise_for_status
 from django_smart.fhir.paging import SearchPage, SearchStream
 from django_smart.fhir.parameters import build_search_query
 from django_smart.fhir.record_check import record_check
 from django_smart.models import ServerState, TokenGrant
+from django_smart.models.clock import DatabaseNow
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 
@@ -129,6 +129,10 @@ class Sync:
             StoredResource if isinstance(sink, ModelSink) else SyncedResource
         )
         self._owner = str(uuid.uuid4())
+        self._pauses = ServerState.objects.filter(
+            Q(server__paused=True) | Q(paused_until__gt=DatabaseNow()),
+            server_id=self._run.server_id,
+        )
 
     def run(self) -> SyncRun:
         """Read until everything is read, or the EHR has to be left alone."""
@@ -332,11 +336,14 @@ class Sync:
         A resource that changed while the pages were read may have been missed, so their
         time is subtracted; whatever comes twice is compared.
         """
-        date = parse_date(row.newest)
-        if date is None or date.moment is None or date.moment.tzinfo is None:
+        newest = _parse_instant(row.newest)
+        if newest is None:
             return ""
         taken = timezone.now() - row.started_at if row.started_at else timedelta()
-        return (date.moment - taken - _OVERLAP).isoformat(timespec="seconds")
+        with suppress(OverflowError):
+            # Some servers write the year 1 if they know no time.
+            return (newest - taken - _OVERLAP).isoformat(timespec="seconds")
+        return ""
 
     # What others refer to, and what is gone
 
@@ -400,10 +407,7 @@ class Sync:
                 time.sleep(wait)
 
     def _check_pause(self) -> None:
-        server_id = self._run.server_id
-        states = ServerState.objects.filter(server_id=server_id)
-        is_paused = Q(server__paused=True) | Q(paused_until__gt=timezone.now())
-        if states.filter(is_paused).exists():
+        if self._pauses.exists():
             raise _PauseError("server_paused")
 
     # Storing
@@ -491,12 +495,9 @@ class Sync:
 
     def _note_references(self, resources: Sequence[Resource]) -> None:
         """Remember what is to be read once, because these refer to it."""
-        find = partial(
-            find_references,
-            base_url=self._client.base_url,
-            attachments=self._attachments,
+        names = find_references(
+            resources, self._client.base_url, attachments=self._attachments
         )
-        names = set[tuple[str, str]]().union(*map(find, resources))
         keys: dict[str | None, tuple[str, str]] = {
             get_resource_key(self._run, *name): name for name in names
         }
@@ -524,9 +525,12 @@ def _get_time(resource: Resource) -> str:
 
 def _find_newest(texts: Iterable[str]) -> str:
     """Return the latest time, as the EHR wrote it; "" if none can be read."""
-    moments: dict[datetime, str] = {}
-    for text in texts:
-        date = parse_date(text)
-        if date and date.moment and date.moment.tzinfo:
-            moments[date.moment] = text
+    moments = {moment: text for text in texts if (moment := _parse_instant(text))}
     return moments[max(moments)] if moments else ""
+
+
+def _parse_instant(text: str) -> datetime | None:
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else None
+    return None
