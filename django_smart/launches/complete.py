@@ -139,8 +139,7 @@ def complete_launch(
     launch: Launch | None = None
     browser = get_browser(request)
     try:
-        launches = Launch.objects.with_related().with_state(get_state(parameters))
-        launch = launches.select_related("registration__server__state").first()
+        launch = Launch.objects.find_with_state(get_state(parameters))
         if launch is None:
             raise StateError("No launch was started with the state of this callback.")
         _consume(launch, browser)

@@ -85,7 +85,7 @@ class SMARTContext:
     @cached_property
     def named_launch(self) -> Launch | None:
         """The launch whose key is in the URL, even if it cannot be used."""
-        return Launch.objects.with_related().with_key(self._key or "").first()
+        return Launch.objects.find_with_key(self._key or "")
 
     @property
     def reason(self) -> str:

@@ -17,6 +17,7 @@ from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet, parse_stored_scopes
 from .grant import TokenGrant
 from .identity import Identity
+from .joined_row import JoinedRow
 from .registration import ClientRegistration
 
 __all__ = ["LEFT_FRAME", "Launch", "LaunchQuerySet"]
@@ -39,13 +40,15 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
         """Join everything that a request needs, in one query."""
         return self.select_related("registration__server", "grant")
 
-    def with_state(self, state: str) -> LaunchQuerySet:
-        """Return the launch that was started with this ``state``, compared exactly."""
-        return self.filter(state_digest=digest(state))
+    @staticmethod
+    def find_with_key(key: str) -> Launch | None:
+        """Return the launch with this public key, and everything that a page needs."""
+        return _WITH_KEY.find(digest(key))
 
-    def with_key(self, key: str) -> LaunchQuerySet:
-        """Return the launch with this public key, compared exactly."""
-        return self.filter(key_digest=digest(key))
+    @staticmethod
+    def find_with_state(state: str) -> Launch | None:
+        """Return the launch with this ``state``, and everything a callback needs."""
+        return _WITH_STATE.find(digest(state))
 
     def pending(self) -> LaunchQuerySet:
         """Return launches without a callback so far."""
@@ -509,3 +512,15 @@ class Launch(models.Model):
         if now >= used_at + conf.SMART_LAUNCH_IDLE_LIFETIME:
             return "idle"
         return ""
+
+
+_WITH_KEY = JoinedRow(
+    Launch,
+    lambda key_digest: Launch.objects.filter(key_digest=key_digest),
+    *("registration", "registration__server", "grant"),
+)
+_WITH_STATE = JoinedRow(
+    Launch,
+    lambda state_digest: Launch.objects.filter(state_digest=state_digest),
+    *("registration", "registration__server", "registration__server__state"),
+)

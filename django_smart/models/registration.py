@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet, is_for_service
 from ..protocol.urls import normalize_base_url
 from .clock import DatabaseNow
+from .joined_row import JoinedRow
 from .server import MAX_URL_LENGTH, FHIRServer, validate_by, validate_url
 
 __all__ = ["ClientRegistration", "ClientRegistrationQuerySet"]
@@ -62,7 +64,8 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         """Return registrations whose refreshes are stopped until they are resumed."""
         return self.filter(refresh_stopped_at__isnull=False)
 
-    def find_ehr(self, iss: str, launch_slug: str = "") -> ClientRegistration | None:
+    @staticmethod
+    def find_ehr(iss: str, launch_slug: str = "") -> ClientRegistration | None:
         """
         Return the registration for a launch from the server with the base URL *iss*.
 
@@ -73,15 +76,12 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
             InsecureURLError: *iss* is not a base URL.
         """
         at_server = digest(normalize_base_url(iss))
-        found = self.active().filter(server__base_url_digest=at_server)
-        found = found.exclude(ehr_scope="").select_related("server__state")
         if launch_slug:
-            return found.filter(launch_slug=launch_slug).first()
-        return found.filter(ehr_slot__isnull=False).first()
+            return _EHR_BY_SLUG.find(at_server, launch_slug)
+        return _EHR_DEFAULT.find(at_server)
 
-    def find_standalone(
-        self, slug: str, launch_slug: str = ""
-    ) -> ClientRegistration | None:
+    @staticmethod
+    def find_standalone(slug: str, launch_slug: str = "") -> ClientRegistration | None:
         """
         Return the registration for a launch from this site.
 
@@ -90,10 +90,9 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
             launch_slug: of the registration itself, instead of *slug*.
         """
         if launch_slug:
-            rows = self.startable().filter(launch_slug=launch_slug)
+            found = _STANDALONE_BY_SLUG.find(launch_slug)
         else:
-            rows = self.standalone().filter(server__slug=slug)
-        found = rows.select_related("server__state").first()
+            found = _STANDALONE_DEFAULT.find(slug)
         if found is None:
             return None
         # Not every database compares exactly.
@@ -101,6 +100,11 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
             not launch_slug and found.server.slug == slug
         )
         return found if is_exact else None
+
+    def for_ehr_launch(self, base_url_digest: str) -> ClientRegistrationQuerySet:
+        """Return registrations for launches from the EHR with this base URL."""
+        found = self.active().filter(server__base_url_digest=base_url_digest)
+        return found.exclude(ehr_scope="")
 
     def startable(self) -> ClientRegistrationQuerySet:
         """Return registrations for launches from this site."""
@@ -754,3 +758,27 @@ class ClientRegistration(models.Model):
         if not self.client_secret:
             raise CredentialsError("The registration has no client secret.")
         return self.client_secret
+
+
+def _read(
+    select: Callable[..., ClientRegistrationQuerySet],
+) -> JoinedRow[ClientRegistration]:
+    return JoinedRow(ClientRegistration, select, "server", "server__state")
+
+
+_EHR_DEFAULT = _read(
+    lambda at_server: ClientRegistration.objects.for_ehr_launch(at_server).filter(
+        ehr_slot__isnull=False
+    )
+)
+_EHR_BY_SLUG = _read(
+    lambda at_server, slug: ClientRegistration.objects.for_ehr_launch(at_server).filter(
+        launch_slug=slug
+    )
+)
+_STANDALONE_DEFAULT = _read(
+    lambda slug: ClientRegistration.objects.standalone().filter(server__slug=slug)
+)
+_STANDALONE_BY_SLUG = _read(
+    lambda slug: ClientRegistration.objects.startable().filter(launch_slug=slug)
+)

@@ -12,6 +12,7 @@ from django.http import HttpResponseBase
 from django.test import AsyncClient, Client
 from django.urls import Resolver404, get_script_prefix, resolve, reverse
 
+from django_smart.fields import digest
 from django_smart.launches.prefix import build_launch_path, split_launch_key
 from django_smart.models import ClientRegistration, Launch
 from django_smart.servers.registering import build_client_urls
@@ -183,7 +184,7 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         callback = urlsplit(self.ehr.authorize(authorization_url, **choices))
         query = parse_qsl(callback.query, keep_blank_values=True)
         _get_redirect(self.get(callback.path, query, headers=_FROM_EHR))
-        launch = Launch.objects.with_related().with_state(state).get()
+        launch = Launch.objects.with_related().get(state_digest=digest(state))
         if launch.status == Launch.Status.HELD:
             raise AssertionError(
                 "the launch waits: sign out whoever is signed in, or, for one of the "

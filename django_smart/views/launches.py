@@ -496,7 +496,7 @@ class CallbackView(_CompletingView):
     def _note_launch(self, request: HttpRequest) -> None:
         """Let the error page name the launch, if it is this browser's."""
         state = request.GET.get("state", "")
-        launch = Launch.objects.with_related().with_state(state).first()
+        launch = Launch.objects.find_with_state(state)
         if launch is None:
             return
         self._set_frame(launch)
@@ -618,7 +618,7 @@ class DecideView(_CompletingView):
     def _find(self, request: HttpRequest, key: str) -> Launch:
         """The launch that this browser is asked about, or one it has just finished."""
         user = get_user(request)
-        launch = Launch.objects.with_related().with_key(key).first()
+        launch = Launch.objects.find_with_key(key)
         if launch is None or not get_browser(request).opens(launch):
             raise LaunchRequestError(
                 "There is no open question for this browser.", code="decision_unknown"

@@ -28,9 +28,9 @@ def pending(ehr: EHRSimulator, registration: ClientRegistration) -> Launch:
 def test_key_is_long_random_and_compared_exactly(pending: Launch) -> None:
     assert len(pending.key) >= 22
     assert Launch().key != Launch().key
-    assert Launch.objects.with_key(pending.key).get() == pending
+    assert Launch.objects.find_with_key(pending.key) == pending
     for key in (pending.key.swapcase(), f"{pending.key} ", pending.key[:-1], ""):
-        assert not Launch.objects.with_key(key).exists()
+        assert Launch.objects.find_with_key(key) is None
 
 
 def test_launch_is_found_by_its_state(
@@ -38,9 +38,11 @@ def test_launch_is_found_by_its_state(
 ) -> None:
     started = start_ehr_launch(make_browser(), ehr)
     state = parse_qs(urlsplit(started).query)["state"][0]
-    assert Launch.objects.with_state(state).get().registration == registration
+    found = Launch.objects.find_with_state(state)
+    assert found is not None
+    assert found.registration == registration
     for wrong in (state.swapcase(), f"{state} ", ""):
-        assert not Launch.objects.with_state(wrong).exists()
+        assert Launch.objects.find_with_state(wrong) is None
 
 
 @pytest.mark.parametrize("name", ["key", "state_digest"])
