@@ -87,6 +87,8 @@ def end_idlest_launches(
     Returns:
         Whether any was ended.
     """
+    if len(browser_digests) < conf.SMART_LAUNCHES_PER_BROWSER:
+        return False  # Each launch has a cookie of its own.
     others = (
         Launch.objects.of_browser(browser_digests)
         .live(now)
