@@ -94,7 +94,6 @@ def start_export(
     is_limited = "patient" in parameters
     if is_limited:
         headers["Prefer"] += ", handling=strict"
-    if is_limited:
         headers["Content-Type"] = FHIR_JSON
         body = json.dumps(_build_parameters(query)).encode()
         response = client.request("POST", path, headers=headers, body=body)

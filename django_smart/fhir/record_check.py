@@ -96,8 +96,7 @@ class _Check:
         self._letters = letters
         self._is_made = is_made
         self._is_written = is_written
-        # By type, the scopes that leave it to the server, and those for the patient.
-        self._scopes: dict[str, tuple[list[ResourceScope], list[ResourceScope]]] = {}
+        self._scopes: dict[str, list[ResourceScope]] = {}
         # References to the patient, and to resources that are known to be theirs.
         self._own = record.own
         self._known: set[str] = set()
@@ -133,20 +132,23 @@ class _Check:
             _refuse(f"The {kind} is not known to be the patient's.")
         return is_own
 
-    def _get_scopes(self, kind: str) -> tuple[list[ResourceScope], list[ResourceScope]]:
+    def _get_scopes(self, kind: str) -> list[ResourceScope]:
         if kind not in self._scopes:
-            found = self._record.get_scopes(kind, self._letters)
-            own = [scope for scope in found if scope.level == "patient"]
-            self._scopes[kind] = [one for one in found if one.level != "patient"], own
+            self._scopes[kind] = self._record.get_scopes(kind, self._letters)
         return self._scopes[kind]
 
     def _is_open(self, kind: str, resource: Mapping[str, Any]) -> bool:
         """Whether a scope that is not for one patient leaves it to the server."""
-        return any(_selects(scope, resource) for scope in self._get_scopes(kind)[0])
+        return any(
+            scope.level != "patient" and _selects(scope, resource)
+            for scope in self._get_scopes(kind)
+        )
 
     def _check_scopes(self, kind: str, resource: Mapping[str, Any]) -> None:
         """Refuse for a script what no scope selects; site code may rely on the EHR."""
-        own = self._get_scopes(kind)[1] if self._record.is_for_script else ()
+        if not self._record.is_for_script:
+            return
+        own = [scope for scope in self._get_scopes(kind) if scope.level == "patient"]
         if own and not any(_selects(scope, resource) for scope in own):
             _refuse(f"No granted scope selects this {kind}.")
 
