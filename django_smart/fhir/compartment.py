@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
-from django_smart.fhir.messages import validate_resource_type
+from django_smart.fhir.messages import is_id, validate_resource_type
 from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.scopes import (
     ResourceScope,
@@ -103,7 +103,6 @@ def find_patient_parameter(resource_type: str) -> str:
 
 _CONTAINERS = frozenset({"Bundle", "Parameters"})
 _INCLUSIONS = frozenset({"_include", "_revinclude"})
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
 # Values of _summary that leave out no element that names the patient, or every entry.
 _WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
@@ -238,7 +237,7 @@ class Record:
             found = REFERENCE.fullmatch(text)
             kind = found[1] if found else modifier
             may_be = is_shared(kind) if kind else is_known
-            if not may_be or not (found or _ID.fullmatch(text)):
+            if not may_be or not (found or is_id(text)):
                 return False
         return True
 

@@ -42,6 +42,7 @@ __all__ = [
     "build_malformed_error",
     "find_request_id",
     "get_issues",
+    "is_id",
     "is_resource_type",
     "limit_chunks",
     "parse_etag",
@@ -149,7 +150,7 @@ def validate_id(id: object) -> str:  # noqa: A002  # FHIR's own name
 
     Spec: FHIR R4, data type ``id``.
     """
-    if not _is_id(id):
+    if not is_id(id):
         raise FHIRRequestError(
             'A resource id consists of 1 to 64 letters, digits, "-" and ".".'
         )
@@ -204,7 +205,7 @@ def process_read_response(
             response,
             f"the {what} returned a different resource",
             error=ReplacedPatientError
-            if is_patient and _is_id(resource.get("id"))
+            if is_patient and is_id(resource.get("id"))
             else MalformedFHIRResponseError,
         )
     add_version(resource, response)
@@ -324,7 +325,7 @@ def process_write_response(
         )
     if (
         answer["resourceType"] != interaction.resource_type
-        or not _is_id(answer.get("id"))
+        or not is_id(answer.get("id"))
         or interaction.id not in {"", answer["id"]}
     ):
         raise build_malformed_error(
@@ -387,7 +388,7 @@ def parse_etag(etag: object) -> str:
 def parse_place(url: str) -> tuple[str, str, str] | None:
     """Resource type, id and version (or empty) at the end of *url*."""
     match = _PLACE.fullmatch(url.partition("?")[0])
-    if match is None or not _is_id(match[2]):
+    if match is None or not is_id(match[2]):
         return None
     return match[1], match[2], match[3] or ""
 
@@ -416,7 +417,8 @@ def _read_place(
     return resource
 
 
-def _is_id(value: object) -> TypeGuard[str]:
+def is_id(value: object) -> TypeGuard[str]:
+    """Return whether *value* has the form of a resource's id."""
     # "." and ".." are ids by the letter, and another path to every server.
     is_text = isinstance(value, str) and value not in {".", ".."}
     return is_text and bool(_ID.fullmatch(str(value)))
