@@ -18,6 +18,7 @@ from django_smart.protocol.json import parse_json
 
 __all__ = [
     "BUNDLES",
+    "CONDITIONS",
     "FHIR_JSON",
     "JSON_PATCH",
     "WRITES",
@@ -69,6 +70,21 @@ WRITES = frozenset({"create", "delete", "patch", "update"})
 FHIR_JSON = "application/fhir+json"
 JSON_PATCH = "application/json-patch+json"
 
+_OF_CHANGES = ("If-Match", "If-None-Match")
+#: The conditions that a method can have.  A read has none, because "not modified" would
+#: reveal something about another patient's resource.
+CONDITIONS: Mapping[str, tuple[str, ...]] = {
+    "DELETE": _OF_CHANGES,
+    "PATCH": _OF_CHANGES,
+    "POST": ("If-None-Exist",),
+    "PUT": _OF_CHANGES,
+}
+# What they are called in the entry of a Bundle.
+_IN_ENTRIES = {
+    "If-Match": "ifMatch",
+    "If-None-Exist": "ifNoneExist",
+    "If-None-Match": "ifNoneMatch",
+}
 _PATCH_OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
 _OPERATION = re.compile(r"\$?[A-Za-z][A-Za-z0-9._-]{0,127}")
 
@@ -119,7 +135,7 @@ class Interaction:
     def with_pairs(self, pairs: list[tuple[str, str]]) -> Interaction:
         """The same with these parameters in the path."""
         path = self.path.partition("?")[0]
-        return replace(self, path=f"{path}?{write_query(pairs)}" if pairs else path)
+        return replace(self, path=_join(path, write_query(pairs)))
 
     def preferring(self, preference: str) -> Interaction:
         """The same with one of FHIR's preferences; empty for none."""
@@ -135,11 +151,7 @@ class Interaction:
     def as_entry(self) -> dict[str, Any]:
         """Write it as an entry of a batch or transaction, without ``fullUrl``."""
         request = {"method": self.method, "url": self.path}
-        for header, name in (
-            ("If-Match", "ifMatch"),
-            ("If-None-Match", "ifNoneMatch"),
-            ("If-None-Exist", "ifNoneExist"),
-        ):
+        for header, name in _IN_ENTRIES.items():
             if header in self.headers:
                 request[name] = self.headers[header]
         entry: dict[str, Any] = {"request": request}
@@ -266,11 +278,11 @@ def build_history(
 ) -> Interaction:
     """List versions: of a resource, a type or everything."""
     parts = _build_place(resource_type, id)
-    path = "/".join([*parts, "_history"])
+    query = build_search_query({} if since is None else {"_since": since}, {})
     return Interaction(
         name=("history-system", "history-type", "history-instance")[len(parts)],
         method="GET",
-        path=_with_query(path, {} if since is None else {"_since": since}),
+        path=_join("/".join([*parts, "_history"]), query),
         resource_type=resource_type or "",
     )
 
@@ -281,7 +293,7 @@ def build_search(resource_type: str, query: str) -> Interaction:
     return Interaction(
         name="search",
         method="GET",
-        path=f"{resource_type}?{query}" if query else resource_type,
+        path=_join(resource_type, query),
         resource_type=resource_type,
     )
 
@@ -315,7 +327,7 @@ def build_operation(
     return Interaction(
         name="operation",
         method="GET" if body is None else "POST",
-        path=f"{path}?{query}" if query else path,
+        path=_join(path, query),
         resource_type=resource_type or "",
         body=body,
     )
@@ -381,8 +393,7 @@ def _build_match(version: Version | None) -> dict[str, str]:
     return {} if version is None else {"If-Match": build_etag(version)}
 
 
-def _with_query(path: str, params: SearchParams | None) -> str:
-    query = build_search_query(params, {})
+def _join(path: str, query: str) -> str:
     return f"{path}?{query}" if query else path
 
 
@@ -394,15 +405,6 @@ def _validate_operation(name: str) -> None:
 _MAX_PARAMETERS = 100
 # Of JSON: a Questionnaire has groups in groups, each of which is two levels.
 _MAX_DEPTH = 200
-_CHANGES = {"ifMatch": "If-Match", "ifNoneMatch": "If-None-Match"}
-# Conditions of a Bundle entry.  A read has none, because "not modified" would reveal
-# something about another patient's resource.
-_CONDITIONS = {
-    "DELETE": _CHANGES,
-    "PATCH": _CHANGES,
-    "POST": {"ifNoneExist": "If-None-Exist"},
-    "PUT": _CHANGES,
-}
 # How many parts at the end of a path are neither type nor id.
 _SPECIAL = {
     "capabilities": 1,
@@ -432,7 +434,7 @@ def parse_interaction(
     Raises:
         FHIRRequestError: it is none, or writes a resource of another type.
     """
-    place, mark, query = path.partition("?")
+    place, _, query = path.partition("?")
     place = place.removesuffix("/")
     parts = place.split("/") if place else []
     name = _find_name("GET" if method == "HEAD" else method, parts, body)
@@ -452,7 +454,7 @@ def parse_interaction(
     return Interaction(
         name=name,
         method="GET" if method == "HEAD" else method,
-        path=f"{place}?{write_query(pairs)}" if mark and pairs else place,
+        path=_join(place, write_query(pairs)),
         resource_type=resource_type,
         id=of_type[1] if len(of_type) == 2 else "",
         headers=headers or {},
@@ -543,9 +545,9 @@ def _parse_entry(entry: Any) -> Interaction:
         raise FHIRRequestError("An entry has no request.")
     method, url = str(request.get("method")), str(request.get("url"))
     headers = {
-        header: str(request[name])
-        for name, header in _CONDITIONS.get(method, {}).items()
-        if request.get(name) is not None
+        header: str(request[_IN_ENTRIES[header]])
+        for header in CONDITIONS.get(method, ())
+        if request.get(_IN_ENTRIES[header]) is not None
     }
     body: Any = None
     media_type = FHIR_JSON

@@ -42,6 +42,7 @@ from ..fhir.compartment import Record, build_unlisted_error
 from ..fhir.guard import RecordGuard, RecordRules
 from ..fhir.interactions import (
     BUNDLES,
+    CONDITIONS,
     FHIR_JSON,
     JSON_PATCH,
     WRITES,
@@ -96,14 +97,6 @@ _SOURCE = "_of"
 # challenge, which a browser would answer with a dialogue.
 _RESPONSE_HEADERS = ("ETag", "Last-Modified", "Location", "Content-Location")
 _FORM_TYPE = "application/x-www-form-urlencoded"
-# Nothing of the connection, no cookie and no credentials, and no condition of a read:
-# which version another patient's resource has is also news.
-_REQUEST_HEADERS = {
-    "DELETE": "If-Match",
-    "PATCH": "If-Match",
-    "POST": "If-None-Exist",
-    "PUT": "If-Match",
-}
 _PREFERENCES = re.compile(r"\s*(?:return|handling)=[A-Za-z]+\s*")
 # 5xx statuses that mean what they say here too; any other fault is a bad gateway.
 _UNAVAILABLE = {503, 504}
@@ -290,10 +283,9 @@ def _check_csrf(request: HttpRequest) -> None:
 
 
 def _get_headers(request: HttpRequest) -> dict[str, str]:
-    headers = {}
-    name = _REQUEST_HEADERS.get(request.method or "", "")
-    if (value := request.headers.get(name)) is not None:
-        headers[name] = value
+    """The conditions and preferences: no cookie, no credentials, no other header."""
+    names = CONDITIONS.get(request.method or "", ())
+    headers = {name: request.headers[name] for name in names if name in request.headers}
     # An answer that comes later would pass no check.
     prefer = request.headers.get("Prefer", "")
     if kept := list(filter(_PREFERENCES.fullmatch, re.split("[;,]", prefer))):
