@@ -220,13 +220,9 @@ def begin_standalone_launch(
     registration: ClientRegistration,
     *,
     next_url: str = "",
-    may_sign_in: bool = False,
 ) -> LaunchStart:
     """
     Begin a standalone launch: to sign in, or to connect if a user is signed in.
-
-    Args:
-        may_sign_in: whether the connecting user lets the account sign them in later.
 
     Raises:
         TransportError, DiscoveryError: the server's configuration is unavailable.
@@ -237,7 +233,6 @@ def begin_standalone_launch(
         kind=Launch.Kind.STANDALONE,
         registration=registration,
         intent=Launch.Intent.CONNECT if connects else Launch.Intent.SIGN_IN,
-        may_sign_in=may_sign_in and connects,
         scope_asked=registration.standalone_scope,
         next_url=next_url,
     )

@@ -689,7 +689,6 @@ def _link_identity(
             if known
             else launch.intent == Launch.Intent.CONNECT
         )
-        signs_in = may_sign_in(known, server) if known else not is_connected
         return Identity.objects.create(
             server=server,
             issuer=claims.issuer,
@@ -697,20 +696,16 @@ def _link_identity(
             user=cast("Any", owner),
             fhir_user=claims.fhir_user or claims.foreign_fhir_user,
             is_connected=is_connected,
-            may_sign_in=signs_in or launch.may_sign_in,
+            may_sign_in=may_sign_in(known, server) if known else not is_connected,
             last_seen_at=now,
         )
-    before = {each: getattr(identity, each) for each in ("fhir_user", "may_sign_in")}
-    identity.fhir_user = (
-        claims.fhir_user or claims.foreign_fhir_user or identity.fhir_user
-    )
-    identity.may_sign_in = identity.may_sign_in or launch.may_sign_in
-    changed = [each for each in before if getattr(identity, each) != before[each]]
+    fhir_user = claims.fhir_user or claims.foreign_fhir_user or identity.fhir_user
     seen_at = identity.last_seen_at
-    if changed or not (seen_at and abs(now - seen_at) < _SEEN_ANEW):
-        identity.last_seen_at = now
-        # No more: staff may have withdrawn the right to sign in since it was read.
-        identity.save(update_fields=[*changed, "last_seen_at"])
+    is_old = seen_at is None or abs(now - seen_at) >= _SEEN_ANEW
+    if is_old or fhir_user != identity.fhir_user:
+        identity.fhir_user, identity.last_seen_at = fhir_user, now
+        # No more: the right to sign in may have been withdrawn since it was read.
+        identity.save(update_fields=["fhir_user", "last_seen_at"])
     return identity
 
 

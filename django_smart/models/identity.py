@@ -122,17 +122,18 @@ class Identity(models.Model):
     def __str__(self) -> str:
         return f"{self.issuer} #{self.pk}"
 
-    def withdraw_sign_in(self) -> bool:
+    def let_sign_in(self, *, may_sign_in: bool) -> bool:
         """
-        End the choice that lets this connected account sign in its user.
+        Store whether this account, which its user has connected, may sign them in.
 
         Also at the other servers of its login group, which share the choice.
 
         Returns:
-            Whether the account signed them in until now.
+            Whether that has changed.
         """
         account = Identity.objects.with_subject(
             self.issuer, self.subject, server=self.server
         )
-        lent = account.filter(user=self.user_id, is_connected=True, may_sign_in=True)
-        return lent.update(may_sign_in=False) > 0
+        own = account.filter(user=self.user_id, is_connected=True)
+        changed = own.exclude(may_sign_in=may_sign_in)
+        return changed.update(may_sign_in=may_sign_in) > 0

@@ -331,12 +331,6 @@ class Launch(models.Model):
             "the decision."
         ),
     )
-    may_sign_in = models.BooleanField(
-        _("can sign in"),
-        default=False,
-        editable=False,
-        help_text=_("The user allowed this account to sign them in."),
-    )
     start_digest = models.CharField(
         _("first cookie digest"),
         max_length=64,

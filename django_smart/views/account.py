@@ -9,7 +9,7 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.urls import get_script_prefix
 from django.utils import timezone
@@ -18,7 +18,7 @@ from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 
 from ..error_pages import Retry, harden
-from ..error_pages.retry import reconnect, sign_in_again
+from ..error_pages.retry import find_site_sign_in, reconnect, sign_in_again
 from ..exceptions import ReauthorizationRequiredError, SMARTError
 from ..grants.ending import disconnect_grant
 from ..launches.browser import get_browser
@@ -35,6 +35,7 @@ from ..launches.sign_out import find_end_session_url
 from ..models import ClientRegistration, Identity, TokenGrant
 from ..models.identity import IdentityQuerySet
 from .base import ProtocolView, get_next_url
+from .fresh_sign_in import build_choice_url, may_choose
 from .picker import tell_apart
 
 __all__ = ["ConnectionsView", "LogoutView", "OpenConnectionView"]
@@ -72,15 +73,36 @@ class ConnectionsView(ProtocolView):
     """
     A user's grants, and the connected accounts that can sign them in.
 
-    ``GET connections/``; ``POST`` with ``grant`` disconnects, and with ``identity``
-    no longer lets that account sign the user in.
+    ``GET connections/``; ``POST`` with ``grant`` disconnects.  ``GET`` with ``account``
+    asks whether that account may sign the user in, and ``POST`` with ``identity`` and
+    ``may_sign_in``, which is empty for no, stores it.  Both take ``next``.
     """
 
     http_method_names = ["get", "head", "options", "post"]
 
     def get(self, request: HttpRequest) -> HttpResponse:
-        """List the connected organizations, with scopes and dates."""
-        return self._list(request)
+        """List the connected organizations, with scopes and dates, or ask."""
+        pk = _read_pk(request.GET, "account")
+        account = self._get_connected(request).filter(pk=pk).first()
+        return self._ask(request, account) if account else self._list(request)
+
+    def _ask(self, request: HttpRequest, account: Identity) -> HttpResponse:
+        """
+        Ask whether *account* may sign the user in, or say when they can choose.
+
+        Template: ``django_smart/sign_in_choice.html``.
+        """
+        can_sign_in_again = may_choose(request, account, later=True)
+        url = build_choice_url(account)
+        context = {
+            "identity": account,
+            "may_choose": may_choose(request, account),
+            "next": get_next_url(request, request.GET.get("next", "")),
+            "after_sign_out": find_site_sign_in(request, url)
+            if can_sign_in_again
+            else "",
+        }
+        return harden(render(request, "django_smart/sign_in_choice.html", context))
 
     def _list(self, request: HttpRequest, *, status: int = 200) -> HttpResponse:
         grants = (
@@ -104,17 +126,18 @@ class ConnectionsView(ProtocolView):
         startable = ClientRegistration.objects.startable().filter(pk__in=ended)
         # What this site can use while the user is away.
         lasting = [each for each in shown if each.is_used and each.is_offline]
-        sign_ins: list[Any] = list(
-            self._get_connected(request)
-            .filter(may_sign_in=True)
-            .select_related("server")
-        )
-        servers = {each.server.slug: str(each.server) for each in sign_ins}
-        for identity in sign_ins:
-            identity.name = tell_apart(servers)[identity.server.slug]
+        accounts: list[Any] = [
+            each
+            for each in self._get_connected(request)
+            if each.may_sign_in or may_choose(request, each, later=True)
+        ]
+        servers = {each.server.slug: str(each.server) for each in accounts}
+        for account in accounts:
+            account.name = tell_apart(servers)[account.server.slug]
+            account.choice_url = build_choice_url(account)
         context = {
             "grants": shown,
-            "sign_ins": sign_ins,
+            "accounts": accounts,
             "are_patients": any(not each.is_of_clinician for each in lasting),
             "are_clinicians": any(each.is_of_clinician for each in lasting),
             # An EHR launch can only be repeated in the EHR.
@@ -146,14 +169,14 @@ class ConnectionsView(ProtocolView):
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """
-        End one connection of this user, or the choice that an account signs them in.
+        End one connection of this user, or store whether an account signs them in.
 
         Disconnecting ends that choice as well, even if the same account has another
         connection. A worker revokes the grant at the EHR.
         """
         if "identity" in request.POST:
-            return self._withdraw(request)
-        pk = _read_pk(request, "grant")
+            return self._choose(request)
+        pk = _read_pk(request.POST, "grant")
         shown = self._get_shown(request).select_related(
             "registration__server", "identity__server"
         )
@@ -186,21 +209,27 @@ class ConnectionsView(ProtocolView):
             self._end_sign_in(request, grant.identity)
         return HttpResponseRedirect(get_protocol_url("connections"))
 
-    def _withdraw(self, request: HttpRequest) -> HttpResponse:
-        pk = _read_pk(request, "identity")
-        connected = self._get_connected(request).select_related("server")
-        identity = connected.filter(pk=pk).first()
+    def _choose(self, request: HttpRequest) -> HttpResponse:
+        pk = _read_pk(request.POST, "identity")
+        identity = self._get_connected(request).filter(pk=pk).first()
         if identity is None:
             messages.warning(
                 request, gettext("Nothing was changed."), fail_silently=True
             )
             return self._list(request, status=404)
-        self._end_sign_in(request, identity)
-        return HttpResponseRedirect(get_protocol_url("connections"))
+        next_url = get_next_url(request, request.POST.get("next", ""))
+        if not request.POST.get("may_sign_in"):
+            self._end_sign_in(request, identity)
+        elif may_choose(request, identity):
+            identity.let_sign_in(may_sign_in=True)
+        else:
+            # The page says what to do first.
+            next_url = build_choice_url(identity, next_url=next_url)
+        return harden(HttpResponseRedirect(next_url or get_protocol_url("connections")))
 
     @staticmethod
     def _end_sign_in(request: HttpRequest, identity: Identity) -> None:
-        if identity.withdraw_sign_in():
+        if identity.let_sign_in(may_sign_in=False):
             text = gettext("Your account at %(name)s no longer signs you in here.")
             text %= {"name": identity.server}
             messages.success(request, text, fail_silently=True)
@@ -210,7 +239,8 @@ class ConnectionsView(ProtocolView):
         user = get_user(request)
         if user is None:
             return Identity.objects.none()
-        return Identity.objects.filter(user_id=user.pk, is_connected=True)
+        own = Identity.objects.filter(user_id=user.pk, is_connected=True)
+        return own.select_related("server")
 
     @staticmethod
     def _get_own(request: HttpRequest) -> Any:
@@ -240,7 +270,7 @@ class OpenConnectionView(ConnectionsView):
         if user is None:
             # The session ran out; the page there leads to the sign-in.
             return harden(HttpResponseRedirect(get_protocol_url("connections")))
-        grant = self._get_own(request).filter(pk=_read_pk(request, "grant"))
+        grant = self._get_own(request).filter(pk=_read_pk(request.POST, "grant"))
         chosen = grant.select_related("registration__server").first()
         for record in find_records(user):
             if chosen is not None and record.connection == chosen.connection:
@@ -262,9 +292,9 @@ class OpenConnectionView(ConnectionsView):
         return reconnect(self.registration, next_url=next_url)
 
 
-def _read_pk(request: HttpRequest, name: str) -> int:
+def _read_pk(values: QueryDict, name: str) -> int:
     """The primary key that was sent; 0, which no row has, if it is none."""
-    value = request.POST.get(name, "")
+    value = values.get(name, "")
     return int(value) if value.isdecimal() and len(value) <= 18 else 0
 
 

@@ -65,7 +65,6 @@ from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
 from ..launches.held import (
     UndecidedError,
     has_account,
-    is_protected,
     read_held,
     signs_in,
 )
@@ -84,7 +83,7 @@ from ..protocol.urls import get_origin
 from ..signals import launch_completed
 from ..templatetags.scope_words import in_words
 from .base import ProtocolView, get_next_url, get_single
-from .fresh_sign_in import has_just_signed_in
+from .fresh_sign_in import build_choice_url, may_choose
 from .picker import render_picker
 
 __all__ = [
@@ -104,8 +103,6 @@ _TRIED = "cookies"
 _LEFT = "frame"
 # The parameter that says that an answer was refused, so the page asks again.
 _AGAIN = "again"
-# The parameter that says whether an account may sign its user in later.
-_MAY_SIGN_IN = "may_sign_in"
 # Of Sec-Fetch-Site: a link on this site, and an address that was typed or bookmarked.
 _CHOSEN_HERE = frozenset({"same-origin", "none"})
 # A time (seconds) that keeps upstream's SessionRefresh away from our sessions.
@@ -184,21 +181,14 @@ class LoginView(ProtocolView):
         if user is None and request.headers.get("Sec-Fetch-Site") in _CHOSEN_HERE:
             return self._begin(request, registration, next_url=next_url)
         # Not straight to the EHR, which might sign the same person in again.
-        after_sign_out = find_site_sign_in(
-            request, build_login_url(**chosen, next_url=next_url)
-        )
         context = {
             "registration": registration,
             "next": next_url,
             "user_pk": "" if user is None else str(user.pk),
             "user_name": get_own_name(user),
-            "may_be_chosen": _may_be_chosen(request, registration),
-            "may_be_chosen_later": (
-                _may_be_chosen(request, registration, later=True)
-                and after_sign_out
-                and not find_ehr_sign_in(user)
+            "after_sign_out": find_site_sign_in(
+                request, build_login_url(**chosen, next_url=next_url)
             ),
-            "after_sign_out": after_sign_out,
         }
         return harden(render(request, "django_smart/confirm_connect.html", context))
 
@@ -216,10 +206,8 @@ class LoginView(ProtocolView):
             )
             fail_launch(None, error)
             raise error
-        if user is not None and (
+        if user is not None and named != str(user.pk):
             # The page named another user, as when support staff impersonate one.
-            named != str(user.pk) or _chose_too_late(request)
-        ):
             return harden(HttpResponseRedirect(url))
         first = enter_frame(request, registration.server, url=url)
         if first is not None:
@@ -259,12 +247,7 @@ class LoginView(ProtocolView):
     def _begin(
         self, request: HttpRequest, registration: ClientRegistration, *, next_url: str
     ) -> HttpResponse:
-        start = begin_standalone_launch(
-            request,
-            registration,
-            next_url=next_url,
-            may_sign_in=_has_chosen(request, registration),
-        )
+        start = begin_standalone_launch(request, registration, next_url=next_url)
         return go_to_server(request, start)
 
 
@@ -525,7 +508,7 @@ class DecideView(_CompletingView):
     """
     The page that asks the user before a launch continues: ``decide/<key>/``.
 
-    ``POST`` with ``choice``: ``no``, ``yes`` (with ``may_sign_in``) or ``cancel``.
+    ``POST`` with ``choice``: ``no``, ``yes`` or ``cancel``.
 
     Template: ``django_smart/decide.html``.
     """
@@ -562,17 +545,11 @@ class DecideView(_CompletingView):
             return harden(HttpResponseRedirect(_build_decide_url(launch)))
         if choice == "no":
             return self._complete(request, launch, answer=asked.question)
-        url = _build_decide_url(launch)
         if choice == "yes" and _may_link(request, asked, launch.registration):
-            chosen = request.POST.get(_MAY_SIGN_IN)
-            if chosen is None and _may_be_chosen(request, launch.registration):
-                return harden(HttpResponseRedirect(f"{url}?{_MAY_SIGN_IN}=1"))
-            if not _chose_too_late(request):
-                launch.intent = Launch.Intent.CONNECT
-                launch.may_sign_in = _has_chosen(request, launch.registration)
-                return self._complete(request, launch, answer=asked.question)
+            launch.intent = Launch.Intent.CONNECT
+            return self._complete(request, launch, answer=asked.question)
         if request.method == "POST":
-            return harden(HttpResponseRedirect(url))
+            return harden(HttpResponseRedirect(_build_decide_url(launch)))
         return self._ask(request, launch, asked)
 
     def _ask(
@@ -581,7 +558,6 @@ class DecideView(_CompletingView):
         claims, _context = read_held(launch)
         url = _build_decide_url(launch)
         registration, user = launch.registration, get_user(request)
-        may_link = _may_link(request, asked, registration)
         is_ehr_sign_in = bool(find_ehr_sign_in(asked.owner))
         context = {
             "launch": launch,
@@ -591,10 +567,7 @@ class DecideView(_CompletingView):
             "there": describe_arrived(asked.owner, claims, launch),
             "may_say_no": asked.question != Launch.Question.LINK
             or registration.create_users,
-            "may_link": may_link,
-            "asks_for_sign_in": may_link
-            and _MAY_SIGN_IN in request.GET
-            and _may_be_chosen(request, registration),
+            "may_link": _may_link(request, asked, registration),
             "decide_url": url,
             "was_not_received": _AGAIN in request.GET,
             # Not their own organizations: it may be somebody else who sees this page.
@@ -647,7 +620,16 @@ class DecideView(_CompletingView):
             # Something else is to be asked than was answered, or a second click: the
             # page leads to what the first has opened.
             return harden(HttpResponseRedirect(_build_decide_url(launch)))
-        return self._finish(request, launch, claims, backend)
+        response = self._finish(request, launch, claims, backend)
+        identity = launch.identity
+        if (
+            launch.intent == Launch.Intent.CONNECT
+            and identity is not None
+            and may_choose(request, identity)
+        ):
+            url = build_choice_url(identity, next_url=response["Location"])
+            return harden(HttpResponseRedirect(url))
+        return response
 
 
 def enter_frame(
@@ -763,36 +745,6 @@ def _get_file_origins() -> list[str]:
     if url.startswith("//"):
         return ["'self'", url.split("/")[2]]
     return ["'self'"] if url.startswith("/") else ["'self'", get_origin(url)]
-
-
-def _may_be_chosen(
-    request: HttpRequest, registration: ClientRegistration, *, later: bool = False
-) -> bool:
-    """
-    Whether the user can let an account of this EHR sign them in.
-
-    Args:
-        later: after signing in again, if they have not just done that.
-    """
-    user = get_user(request)
-    # The page around a frame could get the click by laying its own over ours.
-    return (
-        user is not None
-        and not is_framed(request)
-        and not is_protected(user, registration.server)
-        and (later or has_just_signed_in(request))
-    )
-
-
-def _has_chosen(request: HttpRequest, registration: ClientRegistration) -> bool:
-    return bool(request.POST.get(_MAY_SIGN_IN)) and _may_be_chosen(
-        request, registration
-    )
-
-
-def _chose_too_late(request: HttpRequest) -> bool:
-    """Whether they chose that an account signs them in, too long after signing in."""
-    return bool(request.POST.get(_MAY_SIGN_IN)) and not has_just_signed_in(request)
 
 
 def _may_link(

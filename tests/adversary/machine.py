@@ -161,7 +161,6 @@ class Adversary(RuleBasedStateMachine):
         server=SERVERS,
         who=SOME,
         posts=PERHAPS,
-        lends=PERHAPS,
         anew=PERHAPS,
         goes=MOSTLY,
     )
@@ -171,23 +170,19 @@ class Adversary(RuleBasedStateMachine):
         server: str,
         who: int,
         posts: bool,
-        lends: bool,
         anew: bool,
         goes: bool,
     ) -> None:
-        """A link; whoever is signed in gets a page with a button and a checkbox."""
+        """A link; whoever is signed in gets a page with a button."""
         self._take(name, anew=anew and not posts)
-        self._go(self._start(name, server, posts=posts, lends=lends), who, goes)
+        self._go(self._start(name, server, posts=posts), who, goes)
 
     @move(
         name=BROWSERS,
         number=SOME,
         choice=st.sampled_from(("", "no", "no", "yes", "cancel")),
-        lends=PERHAPS,
     )
-    def answer_a_question(
-        self, name: str, number: int, choice: str, lends: bool
-    ) -> None:
+    def answer_a_question(self, name: str, number: int, choice: str) -> None:
         """The page that asks before a launch goes on, in the right browser or not."""
         world, held = self.world, _pick(self.world.held, number)
         if held is None:
@@ -204,10 +199,8 @@ class Adversary(RuleBasedStateMachine):
                 # Their account may be one that signs no one in.
                 world.step.signed_out.add(browser)
             if choice == "yes":
-                lent = lends and browser.is_fresh
-                world.step.connecting[browser] = browser.user, lent
-            values = {"choice": choice, "may_sign_in": "on" if lends else ""}
-            response = world.post(browser, url, **values)
+                world.step.connecting[browser] = browser.user
+            response = world.post(browser, url, choice=choice)
         if browser is held.browser:
             world.note_answer(browser, response)
         elif response.status_code < 400:
@@ -219,14 +212,12 @@ class Adversary(RuleBasedStateMachine):
         server: str,
         *,
         posts: bool,
-        lends: bool = False,
         is_tampered: bool = False,
     ) -> Pending | None:
         browser = self.world.browsers[name]
         user = browser.user
         if posts:
             values = {"server": server, "user": user or ""}
-            values |= {"may_sign_in": "on"} if lends else {}
             response = self.world.post(browser, "/smart/login/", **values)
         else:
             response = self.world.get(browser, f"/smart/login/?server={server}")
@@ -234,7 +225,7 @@ class Adversary(RuleBasedStateMachine):
             self.world.expect_service(server, response)
         connects = posts and user is not None
         return self.world.note_start(
-            browser, server, response, user=user, connects=connects, lends=lends
+            browser, server, response, user=user, connects=connects
         )
 
     def _go(self, started: Pending | None, who: int, goes: bool) -> None:
@@ -284,7 +275,9 @@ class Adversary(RuleBasedStateMachine):
         if browser.user is None:
             username = ("carla", "root")[who % 2] if browser.is_victim else "mallory"
             self.world.sign_in(browser, username)
-        self._go(self._start(name, server, posts=True, lends=lends), who, goes=True)
+        self._go(self._start(name, server, posts=True), who, goes=True)
+        if lends:
+            self._lend(browser, server)
         if launches:
             self.world.judge()
             person = self.world.get_person(browser, who)
@@ -321,11 +314,11 @@ class Adversary(RuleBasedStateMachine):
             browser = self._take(name, anew=how == "log in")
             if how != "log in" and browser.user is None:
                 self.world.sign_in(browser, "carla")
-            started = self._start(
-                name, tenant, posts=how != "log in", lends=how == "lend"
-            )
+            started = self._start(name, tenant, posts=how != "log in")
             self._go(started, who, goes=True)
             self.world.judge()
+            if how == "lend":
+                self._lend(browser, tenant)
 
     @move(name=BROWSERS)
     def sign_out(self, name: str) -> None:
@@ -358,15 +351,22 @@ class Adversary(RuleBasedStateMachine):
             browser = next(own, browsers[name]) if number % 4 else browsers[name]
             self.world.open_connection(browser, grant)
 
-    @move(name=BROWSERS, number=SOME)
-    def withdraw_a_choice(self, name: str, number: int) -> None:
-        """The button of an account that signs its user in; as above."""
+    @move(name=BROWSERS, number=SOME, lends=PERHAPS)
+    def choose_whether_it_signs_in(self, name: str, number: int, lends: bool) -> None:
+        """The buttons for an account that its user has connected; as above."""
         browser = self.world.browsers[name]
         identities = Identity.objects.filter(is_connected=True).order_by("pk")
         own = identities.filter(user_id=browser.user or 0)
         identity = _pick(list(own if number % 4 else identities), number)
         if identity is not None:
-            self.world.withdraw(browser, identity)
+            self.world.choose(browser, identity, lends=lends)
+
+    def _lend(self, browser: Browser, server: str) -> None:
+        """The same, for the account that was connected last."""
+        self.world.judge()
+        own = Identity.objects.filter(user_id=browser.user or 0, is_connected=True)
+        if (identity := own.filter(server__slug=server).last()) is not None:
+            self.world.choose(browser, identity, lends=True)
 
     # What time does
 
@@ -521,12 +521,14 @@ class Adversary(RuleBasedStateMachine):
         browser = self.world.browsers[name]
         if browser.user is None:
             self.world.sign_in(browser, "carla", long_ago=was_left)
-        started = self._start(name, server, posts=True, lends=lends)
+        started = self._start(name, server, posts=True)
         if started is not None:
             callback = self.world.authorize(browser, started.url, 0, is_attacker=True)
             if callback is not None:
                 self.world.visit_callback(browser, callback)
                 self.world.judge()
+        if lends:
+            self._lend(browser, server)
         grants = TokenGrant.objects.active().offline().order_by("pk")
         grant = grants.filter(user_id=browser.user or 0).last()
         if disconnects and grant is not None:

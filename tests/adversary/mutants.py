@@ -225,8 +225,8 @@ MUTANTS = (
         patches=[
             (
                 "models/identity.py",
-                "return lent.update(may_sign_in=False) > 0",
-                "return lent.exists()",
+                "return changed.update(may_sign_in=may_sign_in) > 0",
+                "return may_sign_in and changed.update(may_sign_in=True) > 0",
             )
         ],
     ),
@@ -249,8 +249,8 @@ MUTANTS = (
             ("launches/records.py", "            user_id=user.pk,\n", ""),
             (
                 "views/account.py",
-                'self._get_own(request).filter(pk=_read_pk(request, "grant"))',
-                'TokenGrant.objects.filter(pk=_read_pk(request, "grant"))',
+                'self._get_own(request).filter(pk=_read_pk(request.POST, "grant"))',
+                'TokenGrant.objects.filter(pk=_read_pk(request.POST, "grant"))',
             ),
         ],
     ),

@@ -115,10 +115,8 @@ class Pending:
     server: str
     url: str
     user: int | None
-    #: Whether the button "Connect" began it, and whether its person, who had just
-    #: signed in, lets the account sign in later.
+    #: Whether the button "Connect" began it.
     connects: bool = False
-    lends: bool = False
     #: Whether a night has passed since.
     is_old: bool = False
 
@@ -162,12 +160,10 @@ class Step:
 
     #: Whom a code proved in which browser.
     ways: dict[Browser, Way] = field(default_factory=dict)
-    #: Whose button "Connect" led to it, and whether it lends the account.
-    connecting: dict[Browser, tuple[int | None, bool]] = field(default_factory=dict)
+    #: Whose button "Connect" led to it.
+    connecting: dict[Browser, int | None] = field(default_factory=dict)
     #: Whose form said yes to another user.
     decided: set[Browser] = field(default_factory=set)
-    #: The identity of the launch that was opened.
-    opened: dict[Browser, int | None] = field(default_factory=dict)
     signed_out: set[Browser] = field(default_factory=set)
     active: set[Browser] = field(default_factory=set)
 
@@ -261,16 +257,13 @@ class World:
         *,
         user: int | None,
         connects: bool = False,
-        lends: bool = False,
     ) -> Pending | None:
         """The site's answer to a start: the request for the server, if there is one."""
         self.step.active.add(browser)
         url = response.get("Location", "")
         if response.status_code != 302 or "state=" not in url:
             return None
-        started = Pending(
-            browser, server, url, user, connects, lends and browser.is_fresh
-        )
+        started = Pending(browser, server, url, user, connects)
         self.pending.append(started)
         return started
 
@@ -346,7 +339,7 @@ class World:
             self.step.ways[browser] = way
         pending = self.get_pending(query.get("state", ""))
         if pending is not None and pending.connects:
-            self.step.connecting[browser] = pending.user, pending.lends
+            self.step.connecting[browser] = pending.user
         self.used.append((browser, url))
         response = self.get(browser, url)
         self.note_answer(browser, response)
@@ -366,6 +359,9 @@ class World:
     def note_answer(self, browser: Browser, response: Any) -> None:
         """Where the site sends a browser that has proven somebody."""
         location, way = response.get("Location", ""), self.step.ways.get(browser)
+        if location.startswith("/smart/connections/"):
+            # May the account sign in?  The launch is open, and its page comes next.
+            location = dict(parse_qsl(urlsplit(location).query)).get("next", "")
         if response.status_code == 302 and location.startswith("/~"):
             self._note_opened(browser, location, way)
         elif found := re.search(r"/decide/([^/]+)/", unquote(location)):
@@ -403,7 +399,6 @@ class World:
             patient = self.ehrs[way[0]].patient_of(launch.grant.access_token)
         self.tally[f"opened at {way[0]}"] += 1
         user = browser.user
-        self.step.opened[browser] = launch.identity_id
         if key not in self.opened:
             self.opened[key] = Opened(
                 key, browser, user, way[0], patient, launch.identity_id
@@ -476,11 +471,16 @@ class World:
             key, Opened(key, browser, user, server, patient, launch.identity_id)
         )
 
-    def withdraw(self, browser: Browser, identity: Identity) -> None:
-        """Press the button of an account that signs its user in, perhaps another's."""
-        self.post(browser, "/smart/connections/", identity=str(identity.pk))
-        if identity.user_id == browser.user:
-            self._withdraw(identity.pk)
+    def choose(self, browser: Browser, identity: Identity, *, lends: bool) -> None:
+        """Press a button of an account, perhaps another user's: may it sign in?"""
+        values = {"identity": str(identity.pk), "may_sign_in": "on" if lends else ""}
+        self.post(browser, "/smart/connections/", **values)
+        if identity.user_id == browser.user and identity.pk in self.connected:
+            if not lends:
+                self._withdraw(identity.pk)
+            elif browser.is_fresh:
+                for each in self._get_account(identity.pk):
+                    self._lend(each)
 
     def let_a_night_pass(self) -> None:
         """Everything is a day older, and the site cleans up; nobody signs out."""
@@ -506,16 +506,18 @@ class World:
         purge()
 
     def _withdraw(self, identity: int | None) -> None:
-        if identity in self.connected:
-            (server, person), user = self.accounts[identity]
-            same = {
-                each
-                for each, (way, owner) in self.accounts.items()
-                if owner == user
-                and way[1] == person
-                and {way[0], server} <= set(TENANTS)
-            }
-            self.granted -= self.connected & {identity, *same}
+        if identity is not None and identity in self.connected:
+            self.granted -= self._get_account(identity)
+
+    def _get_account(self, identity: int) -> set[int]:
+        """Its user's connected identities of the same account, also at its tenants."""
+        (server, person), user = self.accounts[identity]
+        same = {
+            each
+            for each, (way, owner) in self.accounts.items()
+            if owner == user and way[1] == person and {way[0], server} <= set(TENANTS)
+        }
+        return self.connected & {identity, *same}
 
     @staticmethod
     def forget_discovery(server: str) -> None:
@@ -613,7 +615,7 @@ class World:
             way = self.step.ways[browser]
             is_new = user not in self.known_users
             known = self._get_accounts_of_the_group(way)
-            connecting, lends = self.step.connecting.get(browser, (None, False))
+            connecting = self.step.connecting.get(browser)
             is_connected = connecting == user == self.sessions[browser]
             signs_in = bool(known) and user in self._get_entitled(browser)
             # At another tenant, whoever is signed in opens what is theirs already.
@@ -626,7 +628,7 @@ class World:
             self.accounts[identity.pk] = way, user
             if known & self.connected if known else not is_new:
                 self.connected.add(identity.pk)
-            if is_new or lends or signs_in:
+            if is_new or signs_in:
                 self._lend(identity.pk)
 
     def _lend(self, identity: int) -> None:
@@ -674,11 +676,6 @@ class World:
 
     def _judge_sessions(self) -> None:
         """Whoever is signed in did so there; nobody is replaced without their form."""
-        for browser, identity in self.step.opened.items():
-            user, lends = self.step.connecting.get(browser, (None, False))
-            is_theirs = user == self.sessions[browser] == browser.user
-            if lends and user and is_theirs and identity is not None:
-                self._lend(identity)
         for browser, before in self.sessions.items():
             user = browser.user
             if user == before:

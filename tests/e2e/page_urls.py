@@ -40,7 +40,9 @@ PAGES = (
     "/pages/decide/switch/unnamed/",
     "/pages/decide/link/named/",
     "/pages/decide/link/unnamed/",
-    "/pages/decide/next/named/",
+    "/pages/choice/now/",
+    "/pages/choice/later/",
+    "/pages/choice/never/",
 )
 """Every page for people, in each of its states."""
 
@@ -151,18 +153,31 @@ def decide(request: HttpRequest, question: str, names: str) -> HttpResponse:
     }
     context = {
         "server": SimpleNamespace(name=_SERVER),
-        "question": "link" if question == "next" else question,
+        "question": question,
         "here": None if question == "sign_in" and not is_named else here,
         "there": there,
         "may_say_no": True,
-        "may_link": question in {"link", "next"} and is_named,
-        "asks_for_sign_in": question == "next",
+        "may_link": question == "link" and is_named,
         "decide_url": request.path,
         "was_not_received": not is_named,
         "sign_in_url": "/smart/login/",
         "site_sign_in_url": "/admin/login/",
     }
     return render(request, "django_smart/decide.html", context)
+
+
+def choice(request: HttpRequest, when: str) -> HttpResponse:
+    """The page that asks whether an account may sign its user in."""
+    context = {
+        "identity": SimpleNamespace(
+            pk=1,
+            server=SimpleNamespace(name=_SERVER),
+            created_at=datetime(2026, 3, 1, 9, 30, tzinfo=UTC),
+        ),
+        "may_choose": when == "now",
+        "after_sign_out": "/admin/login/" if when == "later" else "",
+    }
+    return render(request, "django_smart/sign_in_choice.html", context)
 
 
 def authorize_post(request: HttpRequest) -> HttpResponse:
@@ -198,5 +213,6 @@ urlpatterns = [
     path("pages/records/", records),
     path("pages/new-window/", new_window),
     path("pages/authorize-post/", authorize_post),
+    path("pages/choice/<slug:when>/", choice),
     path("pages/decide/<slug:question>/<slug:names>/", decide),
 ]

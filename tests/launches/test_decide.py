@@ -277,19 +277,6 @@ def _signed_in_browser(user: Any) -> Client:
     return browser
 
 
-def test_account_signs_in_for_whoever_chose_that_while_connecting(
-    ehr: EHRSimulator,
-) -> None:
-    owner = make_user("maria")
-    browser = _signed_in_browser(owner)
-    assert b"may_sign_in" in browser.get("/smart/login/?server=harbour").content
-    get_callback(browser, ehr.authorize(start_login(browser, may_sign_in="on")))
-    assert Identity.objects.get().may_sign_in
-    other = make_browser()
-    assert launch(other, ehr).user == owner
-    assert _signed_in(other) == str(owner.pk)
-
-
 def test_account_that_signs_in_still_does_after_connecting_without_the_choice(
     ehr: EHRSimulator,
 ) -> None:
@@ -506,8 +493,13 @@ def test_staff_cannot_choose_that_an_unnamed_server_signs_them_in(
 ) -> None:
     owner = make_user("root", is_superuser=True)
     browser = _signed_in_browser(owner)
-    assert b"may_sign_in" not in browser.get("/smart/login/?server=harbour").content
-    get_callback(browser, ehr.authorize(start_login(browser, may_sign_in="on")))
+    connect(browser, ehr)
+    account = Identity.objects.get().pk
+    page = browser.get("/smart/connections/", {"account": account})
+    assert b'name="may_sign_in"' not in page.content
+    form = {"identity": account, "may_sign_in": "on"}
+    browser.post("/smart/connections/", form)
+    assert not Identity.objects.get().may_sign_in
     other = make_browser()
     _get_held(_launch(other, ehr))
     assert _signed_in(other) is None
@@ -824,26 +816,13 @@ def test_unknown_account_is_connected_if_its_user_says_so(ehr: EHRSimulator) -> 
     assert "Maria Lopez" in text
     assert next(iter(ehr.users.values())).name in text
     assert not Identity.objects.exists()
-    finished = get_launch(browser.post(page, {"choice": "yes", "may_sign_in": ""}))
+    browser.post(page, {"choice": "yes"})
+    finished = Launch.objects.get()
     assert (finished.user, finished.intent) == (user, "connect")
+    assert open_page(browser, finished) == 200
     identity = Identity.objects.get()
     assert (identity.user, identity.may_sign_in) == (user, False)
     assert launch(browser, ehr).user == user
-
-
-def test_unknown_account_may_sign_in_if_its_user_says_so(ehr: EHRSimulator) -> None:
-    user = make_user("maria")
-    browser = _signed_in_browser(user)
-    _, page = _get_held(_launch(browser, ehr))
-    assert b"may_sign_in" not in browser.get(page).content
-    # It is asked on a page of its own, and nothing is linked before that.
-    asking = browser.post(page, {"choice": "yes"})["Location"]
-    assert asking == f"{page}?may_sign_in=1"
-    assert not Identity.objects.exists()
-    text = browser.get(asking).content.decode()
-    assert re.findall(r'name="may_sign_in" value="(\w*)"', text) == ["", "on"]
-    get_launch(browser.post(page, {"choice": "yes", "may_sign_in": "on"}))
-    assert launch(make_browser(), ehr).user == user
 
 
 def test_people_without_names_are_told_apart_by_reference_or_where_and_when(
@@ -915,9 +894,7 @@ def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
     # At a shared workstation, it is the next clinician's who walked away.
     held, page = _get_held(_launch(browser, ehr, user=_second_clinician(ehr)))
     assert _list_choices(browser, page) == ["no", "cancel"]
-    # Nor by the address of the next page.
-    assert not browser.get(f"{page}?may_sign_in=1").context["asks_for_sign_in"]
-    response = browser.post(page, {"choice": "yes", "may_sign_in": ""})
+    response = browser.post(page, {"choice": "yes"})
     assert (response.status_code, response["Location"]) == (302, page)
     held.refresh_from_db()
     assert held.status == "held"
@@ -928,7 +905,7 @@ def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
         slug="other", base_url="https://other.example.org", login_group="tenants"
     )
     Identity.objects.update(server=group)
-    assert browser.post(page, {"choice": "yes", "may_sign_in": ""})["Location"] == page
+    assert browser.post(page, {"choice": "yes"})["Location"] == page
     assert held.status == "held"
 
 
@@ -1056,7 +1033,7 @@ def test_launch_that_goes_on_while_all_are_being_ended_ends_as_well(
     launch(make_browser(), ehr, user=_second_clinician(ehr))
     browser = _signed_in_browser(make_user("maria"))
     held, page = _get_held(_launch(browser, ehr))
-    answers = [{"choice": "yes", "may_sign_in": ""}]
+    answers = [{"choice": "yes"}]
 
     def answer(**_values: Any) -> None:
         if answers:

@@ -525,21 +525,19 @@ def test_click_in_a_frame_never_lets_an_account_sign_in(ehr, server):
     browser.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
     started = follow(browser, begin(browser, ehr))
     held = get_callback(browser, ehr.authorize(started["Location"]))["Location"]
-    asking = f"{held}?may_sign_in=1"
-    assert b"may_sign_in" not in browser.get(asking, headers=IN_FRAME).content
-    # In a window of its own, it can be chosen.
-    assert b"may_sign_in" in browser.get(asking).content
-    choice = {"choice": "yes", "may_sign_in": "on"}
-    assert browser.post(held, choice, headers=IN_FRAME).status_code == 302
+    response = browser.post(held, {"choice": "yes"}, headers=IN_FRAME)
+    # It is not asked there.
+    get_launch(response)
     identity = Identity.objects.get()
     assert (identity.user, identity.may_sign_in) == (user, False)
-    # Nor by connecting it again.
-    url = "/smart/login/?server=harbour"
-    assert b"may_sign_in" not in browser.get(url, headers=IN_FRAME).content
-    form = {"server": "harbour", "user": user.pk, "may_sign_in": "on"}
-    started = browser.post("/smart/login/", form, headers=IN_FRAME)
-    get_launch(get_callback(browser, ehr.authorize(started["Location"])))
+    asking = f"/smart/connections/?account={identity.pk}"
+    button = b'name="may_sign_in"'
+    assert button not in browser.get(asking, headers=IN_FRAME).content
+    choice = {"identity": identity.pk, "may_sign_in": "on"}
+    browser.post("/smart/connections/", choice, headers=IN_FRAME)
     assert not Identity.objects.get().may_sign_in
+    # In a window of its own, it can be chosen.
+    assert button in browser.get(asking).content
 
 
 def test_form_of_a_login_in_a_frame_without_cookies_opens_a_window(ehr, server):

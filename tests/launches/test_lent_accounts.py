@@ -25,7 +25,7 @@ from django_smart.testing import EHRSimulator
 from django_smart.testing.site import create_registration, link_user, mounted_ehr
 from tests.ehr import make_browser
 from tests.factories import make_identity, make_server
-from tests.urls import urlpatterns as site
+from tests.launch_urls import urlpatterns as site
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
@@ -184,18 +184,59 @@ def test_hooks_change_only_a_user_whom_the_account_signs_in(
 # Whether it signs them in
 
 
+def _choose(browser: Client, **values: Any) -> Any:
+    """Press a button for the account that was connected last: yes, if not told."""
+    form = {"identity": Identity.objects.latest("pk").pk, "may_sign_in": "on"}
+    return browser.post("/smart/connections/", form | values)
+
+
+def _list_accounts(browser: Client) -> list[tuple[str, bool]]:
+    """The accounts on the page of connections, and whether each signs them in."""
+    accounts = browser.get("/smart/connections/").context["accounts"]
+    return [(each.server.slug, each.may_sign_in) for each in accounts]
+
+
+def test_user_lets_a_connected_account_sign_them_in(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    browser = _sign_in("vera")
+    _connect(browser, evil, person)
+    assert _log_in(make_browser(host="testserver"), evil, person) is None
+    assert _list_accounts(browser) == [("evil", False)]
+    page = f"/smart/connections/?account={Identity.objects.get().pk}"
+    listed = browser.get("/smart/connections/").content.decode()
+    assert f'href="{page}"' in listed
+    assert b'name="may_sign_in"' in browser.get(page).content
+    # No is the way it was.
+    assert _choose(browser, may_sign_in="")["Location"] == "/smart/connections/"
+    assert _log_in(make_browser(host="testserver"), evil, person) is None
+    assert _choose(browser, next="/a1c/")["Location"] == "/a1c/"
+    assert _log_in(make_browser(host="testserver"), evil, person) == str(vera.pk)
+
+
+@pytest.mark.parametrize("next_url", ["https://evil.example.net/", "//evil.example"])
+def test_choice_leads_nowhere_else(
+    evil: EHRSimulator, person: str, vera: Any, next_url: str
+) -> None:
+    browser = _sign_in("vera")
+    _connect(browser, evil, person)
+    assert _choose(browser, next=next_url)["Location"] == "/smart/connections/"
+    asking = {"account": str(Identity.objects.get().pk), "next": next_url}
+    page = browser.get("/smart/connections/", asking)
+    assert page.context["next"] == ""
+
+
 def test_next_user_of_an_open_session_keeps_no_way_into_it(
     evil: EHRSimulator, person: str, vera: Any
 ) -> None:
     desk = _sign_in("vera", minutes_ago=11)
-    page = desk.get("/smart/login/", {"server": "evil"})
-    assert b"may_sign_in" not in page.content
-    # Also not by a page that was opened in time: it shows what to do.
-    response = _press_connect(desk, may_sign_in="on")
-    assert response["Location"] == "/smart/login/?server=evil"
-    assert evil.requests_to("authorize") == []
     _connect(desk, evil, person)
-    assert Identity.objects.get().is_connected
+    identity = Identity.objects.get()
+    page = f"/smart/connections/?account={identity.pk}"
+    assert b'name="may_sign_in"' not in desk.get(page).content
+    # Also not by a page that was opened in time: it shows what to do.
+    assert _choose(desk)["Location"] == page
+    assert identity.is_connected
     assert _log_in(make_browser(host="testserver"), evil, person) is None
 
 
@@ -203,30 +244,38 @@ def test_user_who_signs_in_again_comes_back_and_has_the_choice(
     evil: EHRSimulator, person: str, vera: Any
 ) -> None:
     browser = _sign_in("vera", minutes_ago=11)
-    page = browser.get("/smart/login/", {"server": "evil", "next": "/records/"})
+    _connect(browser, evil, person)
+    page = browser.get("/smart/connections/", {"account": Identity.objects.get().pk})
     assert b"ten minutes" in page.content
     response = browser.post("/smart/logout/", {"next": page.context["after_sign_out"]})
     assert "_auth_user_id" not in browser.session
     form = {"username": "vera", "password": "a password"}
     response = browser.post(response["Location"], form)
-    assert response["Location"] == "/smart/login/?server=evil&next=%2Frecords%2F"
-    assert b"may_sign_in" in browser.get(response["Location"]).content
-    _connect(browser, evil, person, may_sign_in="on")
+    assert b'name="may_sign_in"' in browser.get(response["Location"]).content
+    _choose(browser)
     assert _log_in(make_browser(host="testserver"), evil, person) == str(vera.pk)
 
 
-def test_page_that_asks_offers_the_choice_only_after_a_sign_in(
-    evil: EHRSimulator, person: str, vera: Any
+@pytest.mark.parametrize(("minutes_ago", "is_asked"), [(0, True), (11, False)])
+def test_after_both_are_mine_comes_the_choice_only_after_a_sign_in(
+    evil: EHRSimulator, person: str, vera: Any, minutes_ago: int, *, is_asked: bool
 ) -> None:
-    browser = _sign_in("vera", minutes_ago=11)
+    browser = _sign_in("vera", minutes_ago=minutes_ago)
     page = _follow_link(browser, evil, person)["Location"]
-    for url in (page, f"{page}?may_sign_in=1"):
-        assert b"may_sign_in" not in browser.get(url).content
-    choice = {"choice": "yes", "may_sign_in": "on"}
-    assert browser.post(page, choice)["Location"] == page
     assert not Identity.objects.exists()
-    assert browser.post(page, {"choice": "yes"})["Location"].startswith("/~")
-    assert not Identity.objects.get().may_sign_in
+    url = browser.post(page, {"choice": "yes", "may_sign_in": "on"})["Location"]
+    identity = Identity.objects.get()
+    assert (identity.user, identity.may_sign_in) == (vera, False)
+    if is_asked:
+        asking = browser.get(url)
+        assert asking.context["identity"] == identity
+        url = _choose(browser, next=asking.context["next"])["Location"]
+    assert url.startswith("/~")
+    assert browser.get(f"{url}page/").status_code == 200
+    found = _log_in(make_browser(host="testserver"), evil, person)
+    assert found == (str(vera.pk) if is_asked else None)
+    # An account that signs in already is not asked about again.
+    assert _follow_link(browser, evil, person)["Location"].startswith("/~")
 
 
 @pytest.mark.parametrize("login_url", ["/accounts/login/", "/smart/login/"])
@@ -237,13 +286,15 @@ def test_sign_in_through_an_ehr_does_not_count(
     browser = make_browser(host="testserver")
     first = [name for name in evil.users if name.startswith("Patient/")][1]
     user_pk = _log_in(browser, evil, first)
-    page = browser.get("/smart/login/", {"server": "evil"}).content
-    assert b"may_sign_in" not in page
+    _connect(browser, evil, person)
+    identity = Identity.objects.get(is_connected=True)
+    page = browser.get("/smart/connections/", {"account": identity.pk}).content
+    assert b'name="may_sign_in"' not in page
     # They have no password to sign in again with.
     assert b"ten minutes" not in page
     assert b"Keep signing in the way you do now" in page
-    assert _press_connect(browser, may_sign_in="on").status_code == 302
-    _connect(browser, evil, person)
+    assert _list_accounts(browser) == []
+    assert "account=" in _choose(browser)["Location"]
     # What signed in first still does.
     assert _log_in(make_browser(host="testserver"), evil, first) == user_pk
     assert _log_in(make_browser(host="testserver"), evil, person) is None
@@ -255,10 +306,11 @@ def test_token_of_an_api_is_no_sign_in(
 ) -> None:
     User.objects.create_user("mallory", password="a password")
     desk = _sign_in("vera", minutes_ago=11)
+    _connect(desk, evil, person)
     # Its view may accept the session that was left open, as Django REST framework does.
     desk.get("/token/", {"user": user})
-    response = _press_connect(desk, may_sign_in="on")
-    assert response["Location"] == "/smart/login/?server=evil"
+    _choose(desk)
+    assert not Identity.objects.get().may_sign_in
 
 
 def impersonate_vera(get_response: Any) -> Callable[[HttpRequest], HttpResponseBase]:
@@ -273,30 +325,35 @@ def impersonate_vera(get_response: Any) -> Callable[[HttpRequest], HttpResponseB
 
 
 def test_sign_in_of_staff_does_not_count_for_whom_they_impersonate(
-    evil: EHRSimulator, vera: Any, settings: Any
+    evil: EHRSimulator, person: str, vera: Any, settings: Any
 ) -> None:
+    _connect(_sign_in("vera"), evil, person)
     User.objects.create_user("support", password="a password")
     browser = _sign_in("support")
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.impersonate_vera"]
-    response = _press_connect(browser, user=str(vera.pk), may_sign_in="on")
-    assert response["Location"] == "/smart/login/?server=evil"
+    # Their account is shown.
+    assert _list_accounts(browser) == [("evil", False)]
+    _choose(browser)
+    assert not Identity.objects.get().may_sign_in
 
 
 def test_choice_is_listed_and_withdrawn(
     evil: EHRSimulator, person: str, vera: Any
 ) -> None:
     browser = _sign_in("vera")
-    _connect(browser, evil, person, may_sign_in="on")
-    identity = Identity.objects.get()
-    # Without a connection that is listed, too.
+    _connect(browser, evil, person)
+    _choose(browser)
+    # Without a connection that is listed, too, and at any time.
     TokenGrant.objects.all().delete()
-    page = browser.get("/smart/connections/")
-    assert page.context["sign_ins"] == [identity]
-    assert f'name="identity" value="{identity.pk}"' in page.content.decode()
+    browser = _sign_in("vera", minutes_ago=11)
+    assert _list_accounts(browser) == [("evil", True)]
+    pk = Identity.objects.get().pk
+    page = browser.get("/smart/connections/").content.decode()
+    assert f'name="identity" value="{pk}"' in page
     for _click in range(2):
-        response = browser.post("/smart/connections/", {"identity": identity.pk})
+        response = browser.post("/smart/connections/", {"identity": pk})
         assert response["Location"] == "/smart/connections/"
-    assert browser.get("/smart/connections/").context["sign_ins"] == []
+    assert _list_accounts(browser) == [("evil", False)]
     assert _log_in(make_browser(host="testserver"), evil, person) is None
 
 
@@ -304,7 +361,8 @@ def test_choice_ends_with_the_connection(
     evil: EHRSimulator, person: str, vera: Any
 ) -> None:
     browser = _sign_in("vera")
-    _connect(browser, evil, person, may_sign_in="on")
+    _connect(browser, evil, person)
+    _choose(browser)
     # Also if the same account has another connection.
     _connect(browser, evil, person)
     newest = TokenGrant.objects.latest("pk")
@@ -320,29 +378,34 @@ def test_account_that_signed_in_first_signs_in_after_disconnecting(
     browser = make_browser(host="testserver")
     user_pk = _log_in(browser, evil, person)
     identity = Identity.objects.get()
-    assert browser.get("/smart/connections/").context["sign_ins"] == []
+    assert _list_accounts(browser) == []
     browser.post("/smart/connections/", {"grant": TokenGrant.objects.get().pk})
     response = browser.post("/smart/connections/", {"identity": identity.pk})
     assert response.status_code == 404
     assert _log_in(make_browser(host="testserver"), evil, person) == user_pk
 
 
-def test_choice_of_another_user_is_neither_listed_nor_withdrawn(
+def test_choice_of_another_user_is_neither_listed_nor_changed(
     evil: EHRSimulator, person: str, vera: Any
 ) -> None:
-    _connect(_sign_in("vera"), evil, person, may_sign_in="on")
+    _connect(_sign_in("vera"), evil, person)
     User.objects.create_user("mallory", password="a password")
     identity = Identity.objects.get()
-    for browser in (_sign_in("mallory"), make_browser(host="testserver")):
-        assert browser.get("/smart/connections/").context["sign_ins"] == []
-        for pk in (identity.pk, "", "x", "9" * 40):
-            response = browser.post("/smart/connections/", {"identity": pk})
-            assert response.status_code == 404
-    identity.refresh_from_db()
-    assert identity.may_sign_in
+    for before in (False, True):
+        Identity.objects.update(may_sign_in=before)
+        for browser in (_sign_in("mallory"), make_browser(host="testserver")):
+            assert _list_accounts(browser) == []
+            page = browser.get("/smart/connections/", {"account": identity.pk})
+            assert "identity" not in page.context
+            for pk in (identity.pk, "", "x", "9" * 40):
+                chosen = "" if before else "on"
+                response = _choose(browser, identity=pk, may_sign_in=chosen)
+                assert response.status_code == 404
+        identity.refresh_from_db()
+        assert identity.may_sign_in is before
 
 
-def test_choice_is_withdrawn_at_all_servers_of_the_login_group(
+def test_choice_is_stored_for_all_servers_of_the_login_group(
     evil: EHRSimulator, person: str, vera: Any
 ) -> None:
     FHIRServer.objects.update(login_group="tenants")
@@ -350,17 +413,21 @@ def test_choice_is_withdrawn_at_all_servers_of_the_login_group(
         slug="tenant", base_url="https://tenant.example.org", login_group="tenants"
     )
     browser = _sign_in("vera")
-    _connect(browser, evil, person, may_sign_in="on")
+    _connect(browser, evil, person)
+    _choose(browser)
     # The account was connected at the other tenant, and signs in at this one.
     Identity.objects.update(server=tenant)
     assert _log_in(make_browser(host="testserver"), evil, person) == str(vera.pk)
     first, second = Identity.objects.order_by("pk")
     assert (second.is_connected, second.may_sign_in) == (True, True)
     stranger = make_identity(vera, server=tenant, is_connected=True)
-    browser.post("/smart/connections/", {"identity": first.pk})
-    assert _log_in(make_browser(host="testserver"), evil, person) is None
-    stranger.refresh_from_db()
-    assert stranger.may_sign_in
+    for chosen in ("", "on"):
+        Identity.objects.filter(pk=stranger.pk).update(may_sign_in=not chosen)
+        _choose(browser, identity=first.pk, may_sign_in=chosen)
+        found = _log_in(make_browser(host="testserver"), evil, person)
+        assert found == (str(vera.pk) if chosen else None)
+        stranger.refresh_from_db()
+        assert stranger.may_sign_in is not bool(chosen)
 
 
 def test_account_that_staff_linked_counts_as_signed_in_first(

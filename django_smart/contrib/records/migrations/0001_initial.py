@@ -11,7 +11,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
-        ('django_smart', '0001_initial'),
+        ('django_smart', '__first__'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
