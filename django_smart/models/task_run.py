@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from django.db import models, router
@@ -16,6 +16,7 @@ __all__ = [
     "PURGE",
     "REFRESH",
     "ROTATE_KEYS",
+    "SILENT_AFTER",
     "RefreshCount",
     "RefreshCountQuerySet",
     "TaskRun",
@@ -26,6 +27,8 @@ __all__ = [
 PURGE = "purge"
 REFRESH = "refresh_due_grants"
 ROTATE_KEYS = "rotate_keys"
+SILENT_AFTER = {REFRESH: timedelta(minutes=10), ROTATE_KEYS: timedelta(hours=3)}
+"""How long a task may not have run before its worker, or cron, seems to be missing."""
 
 
 class TaskRunQuerySet(models.QuerySet["TaskRun"]):

@@ -12,7 +12,7 @@ from ...conf import conf
 from ...diagnoses import Finding, Severity, build_finding
 from ...grants.deployment import is_owner
 from ...models import ClientRegistration, SigningKey, TaskRun, TokenGrant
-from ...models.task_run import REFRESH, ROTATE_KEYS
+from ...models.task_run import REFRESH, ROTATE_KEYS, SILENT_AFTER
 from ...servers.signing_keys import OVERLAP
 from ..monitoring import read_health
 from .findings import collect
@@ -82,12 +82,9 @@ def _find_ending_keys(now: datetime) -> Iterator[Finding]:
 
 
 def _find_silence(now: datetime) -> Iterator[Finding]:
-    # Tasks that must run, and the longest time each may be missing.
-    needed = {}
-    if _has_offline_access():
-        needed[REFRESH] = timedelta(minutes=10)
+    needed = [REFRESH] if _has_offline_access() else []
     if conf.SMART_KEY_ROTATION:
-        needed[ROTATE_KEYS] = timedelta(hours=3)
+        needed.append(ROTATE_KEYS)
     if not needed:
         return
     broker = _examine_broker()
@@ -95,8 +92,8 @@ def _find_silence(now: datetime) -> Iterator[Finding]:
     last = {task: TaskRun.objects.get_time(task) for task in needed}
     silent = [
         task
-        for task, longest in needed.items()
-        if (ran_at := last[task]) is None or now - ran_at > longest
+        for task in needed
+        if (ran_at := last[task]) is None or now - ran_at > SILENT_AFTER[task]
     ]
     is_new = all(last[task] is None for task in silent)
     # Cron may not have had its turn yet; what is late has findings of its own.
