@@ -10,7 +10,6 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
 from django.contrib.auth import get_user_model
@@ -35,11 +34,9 @@ __all__ = [
     "ModelForm",
     "ReadOnlyAdmin",
     "TabularInline",
-    "TrustAdmin",
     "as_code",
     "as_facts",
     "as_list",
-    "has_trust",
 ]
 
 logger = logging.getLogger(__name__)
@@ -73,11 +70,6 @@ def as_facts(rows: Iterable[tuple[StrOrPromise, object]]) -> SafeString:
 def _as_scopes(scope: str) -> SafeString | str:
     """A scope string, one scope a line."""
     return as_list(format_html("<code>{}</code>", each) for each in scope.split())
-
-
-def has_trust(request: HttpRequest) -> bool:
-    """Whether the user may decide where secrets go and who is signed in by whom."""
-    return request.user.has_perm("django_smart.trust_fhirserver")
 
 
 if TYPE_CHECKING:
@@ -250,54 +242,6 @@ class BaseAdmin(_ModelAdmin):
         if obstacles:
             return [], {}, set(), obstacles
         return super().get_deleted_objects(objs, request)
-
-
-class TrustAdmin(BaseAdmin):
-    """
-    Servers and registrations, which decide where secrets and browsers are sent.
-
-    Django's own permissions are not enough: the form also requires *trust*, and the
-    actions and the ``operational_fields`` require *operate*.
-    """
-
-    operational_fields: tuple[str, ...] = ()
-
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Whether the user may see such rows and operate servers."""
-        may_operate = request.user.has_perm("django_smart.operate_fhirserver")
-        return may_operate and self.has_view_permission(request)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Django's, with *trust*."""
-        return has_trust(request) and super().has_add_permission(request)
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: models.Model | None = None
-    ) -> bool:
-        """Django's, if there is a field that the user may change."""
-        may_change = has_trust(request) or (
-            bool(self.operational_fields) and self.has_operate_permission(request)
-        )
-        return may_change and super().has_change_permission(request, obj)
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """All that do not concern operating, for those without *trust*."""
-        fields = super().get_readonly_fields(request, obj)
-        if has_trust(request):
-            return fields
-        # Also those of the form alone, which it would accept although no page has them.
-        return (*fields, *(self.form.base_fields.keys() - {*self.operational_fields}))
-
-    def response_add(
-        self, request: HttpRequest, obj: Any, post_url_continue: Any = None
-    ) -> HttpResponse:
-        """Stay on the new row's page, which shows the next step, if the user may."""
-        stays = not {"_addanother", IS_POPUP_VAR}.intersection(request.POST)
-        if stays and self.has_view_or_change_permission(request, obj):
-            post = request.POST.copy()
-            post["_continue"] = "1"
-            request.POST = post  # type: ignore[assignment]  # as Django's own UserAdmin
-        return super().response_add(request, obj, post_url_continue)
 
 
 class ReadOnlyAdmin(BaseAdmin):

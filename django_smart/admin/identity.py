@@ -9,7 +9,8 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from ..models import Identity
-from .base import ReadOnlyAdmin, has_trust
+from .base import ReadOnlyAdmin
+from .trust import has_trust
 
 __all__ = ["IdentityAdmin"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -23,7 +22,7 @@ from ..diagnoses import DOCS_URL
 from ..exceptions import InsecureURLError
 from ..grants.stopping import resume_refreshes
 from ..models import ClientRegistration, FHIRServer, Launch, TaskRun, TokenGrant
-from ..models.task_run import REFRESH
+from ..models.task_run import REFRESH, SILENT_AFTER
 from ..protocol.scopes import ScopeSet
 from ..servers.registering import (
     build_client_urls,
@@ -33,8 +32,8 @@ from ..servers.registering import (
 )
 from ..servers.requirements import find_problems
 from .base import EMPTY
-from .doctor import PASSED, TestConnectionMixin
 from .forms import ClientRegistrationForm
+from .trust import PASSED, TrustAdmin
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -42,12 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["ClientRegistrationAdmin"]
 
 _STOP = ("refresh_stopped_at", "refresh_stop_reason", "refresh_probe_at")
-# Beat runs the task every ten seconds.
-_SILENT = timedelta(minutes=10)
 
 
 @admin.register(ClientRegistration)
-class ClientRegistrationAdmin(TestConnectionMixin):
+class ClientRegistrationAdmin(TrustAdmin):
     """Who this site is at a server, and what is left to do until the first launch."""
 
     form = ClientRegistrationForm
@@ -258,13 +255,13 @@ def _find_steps(registration: ClientRegistration) -> dict[str, Any]:
         action_time__gte=registration.updated_at,
     )
     scopes = ScopeSet.parse(f"{registration.ehr_scope} {registration.standalone_scope}")
-    ran_at = TaskRun.objects.get_time(REFRESH)
+    ran_at, longest = TaskRun.objects.get_time(REFRESH), SILENT_AFTER[REFRESH]
     return {
         "urls": _list_urls(registration),
         "problems": find_problems(registration, known) if known else [],
         "is_used": is_used,
         "is_tested": is_used or tests.exists(),
         "wants_worker": "offline_access" in scopes,
-        "has_worker": ran_at is not None and timezone.now() - ran_at < _SILENT,
+        "has_worker": ran_at is not None and timezone.now() - ran_at < longest,
         "docs_url": DOCS_URL,
     }

@@ -42,11 +42,10 @@ from .base import (
     as_code,
     as_facts,
     as_list,
-    has_trust,
 )
-from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
 from .quirk_fields import get_quirk_label
+from .trust import TrustAdmin, has_trust
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -111,7 +110,7 @@ def _without(fieldset: Any, names: Collection[str]) -> Any:
 
 
 @admin.register(FHIRServer)
-class FHIRServerAdmin(TestConnectionMixin):
+class FHIRServerAdmin(TrustAdmin):
     """Where launches come from: its address, what it offers, and how it is odd."""
 
     form = FHIRServerForm
