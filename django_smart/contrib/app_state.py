@@ -30,8 +30,7 @@ from django_smart.fhir.messages import (
     validate_resource_type,
 )
 from django_smart.models import Launch, TokenGrant
-from django_smart.protocol.capabilities import Capability
-from django_smart.protocol.configuration import SMARTConfiguration
+from django_smart.protocol.configuration import Capability, SMARTConfiguration
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import parse_scope

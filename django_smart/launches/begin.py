@@ -29,8 +29,7 @@ from ..protocol.authorization import (
     build_authorization_request,
     build_code_challenge,
 )
-from ..protocol.capabilities import Capability
-from ..protocol.configuration import SMARTConfiguration
+from ..protocol.configuration import Capability, SMARTConfiguration
 from ..protocol.scopes import ScopeSet
 from ..servers.discovery import (
     check_moved,

@@ -13,9 +13,9 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..exceptions import CredentialsError, SMARTError
 from ..fields import DigestField, EncryptedTextField, digest
-from ..protocol.capabilities import Capability
 from ..protocol.configuration import (
     REQUEST_PARAMETERS,
+    Capability,
     SMARTConfiguration,
     check_overrides,
 )

@@ -16,11 +16,14 @@ from django_smart.exceptions import (
     StateError,
 )
 from django_smart.protocol.deviations import Deviation
-from django_smart.protocol.oauth import VISIBLE, parse_oauth_error
+from django_smart.protocol.oauth import (
+    MAX_PARAMETER_LENGTH,
+    VISIBLE,
+    parse_oauth_error,
+)
 
 __all__ = [
     "MAX_CODE_LENGTH",
-    "MAX_PARAMETER_LENGTH",
     "AuthorizationRequest",
     "AuthorizationResponse",
     "build_authorization_request",
@@ -50,8 +53,6 @@ def build_code_challenge(code_verifier: str) -> str:
 
 #: Maximum length of ``code``; the published example has about 800 characters.
 MAX_CODE_LENGTH = 16 * 1024
-#: Maximum length of every other parameter.
-MAX_PARAMETER_LENGTH = 4 * 1024
 
 # Parameters of an authorization response (RFC 6749 section 4.1.2, RFC 9207).
 _RESPONSE_PARAMETERS = frozenset(

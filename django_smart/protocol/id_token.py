@@ -21,12 +21,14 @@ from django_smart.exceptions import (
 )
 from django_smart.protocol.deviations import Deviation
 from django_smart.protocol.json import parse_json_object
+from django_smart.protocol.jwk import MIN_RSA_BITS
 from django_smart.protocol.urls import normalize_base_url
 
 __all__ = [
     "DEFAULT_ALGORITHMS",
     "FHIR_USER_TYPES",
     "MAX_ID_TOKEN_LENGTH",
+    "MAX_TIME",
     "IDTokenClaims",
     "VerificationKey",
     "parse_fhir_user",
@@ -111,7 +113,6 @@ _KEY_TYPES: dict[str, tuple[str, str | None]] = {
 # By key type: the public members.
 _MEMBERS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 
-_MIN_RSA_BITS = 2048
 _MAX_RSA_BITS = 4096
 # Base64url length of that many bits after a zero byte, and of a 64-bit exponent.
 _MAX_MODULUS_LENGTH = 684
@@ -186,7 +187,7 @@ def _load(jwk: Mapping[str, Any]) -> VerificationKey | None:
     except (jwt.PyJWTError, ValueError):
         return None
     if isinstance(key, rsa.RSAPublicKey) and not (
-        _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS
+        MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS
     ):
         return None
     return key
@@ -201,7 +202,7 @@ _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _JWS = jwt.PyJWS()
 _MAX_SUBJECT_LENGTH = 255
 # The last second of the year 9999.
-_MAX_TIME = 253_402_300_799
+MAX_TIME = 253_402_300_799
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -416,7 +417,7 @@ def _get_time(claims: Mapping[str, Any], name: str) -> datetime:
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
-        or not 0 <= value <= _MAX_TIME
+        or not 0 <= value <= MAX_TIME
     ):
         raise IDTokenClaimError(
             f"{name} of the ID token is missing or not a time in seconds.", claim=name

@@ -19,6 +19,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from django_smart.exceptions import CredentialsError
 
 __all__ = [
+    "MIN_RSA_BITS",
     "PrivateKey",
     "generate_private_key_pem",
     "get_algorithm",
@@ -28,7 +29,7 @@ __all__ = [
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
-_MIN_RSA_BITS = 2048
+MIN_RSA_BITS = 2048
 
 
 def generate_private_key_pem(algorithm: str) -> str:
@@ -45,7 +46,7 @@ def generate_private_key_pem(algorithm: str) -> str:
     """
     key: PrivateKey
     if algorithm == "RS384":
-        key = rsa.generate_private_key(public_exponent=65537, key_size=_MIN_RSA_BITS)
+        key = rsa.generate_private_key(public_exponent=65537, key_size=MIN_RSA_BITS)
     elif algorithm == "ES384":
         key = ec.generate_private_key(ec.SECP384R1())
     else:
@@ -77,12 +78,12 @@ def get_algorithm(key: object) -> str:
     Raises:
         CredentialsError: neither RSA of at least 2048 bits nor P-384.
     """
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _MIN_RSA_BITS:
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= MIN_RSA_BITS:
         return "RS384"
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp384r1":
         return "ES384"
     raise CredentialsError(
-        f"The private key is neither RSA of at least {_MIN_RSA_BITS} bits nor P-384."
+        f"The private key is neither RSA of at least {MIN_RSA_BITS} bits nor P-384."
     )
 
 

@@ -22,6 +22,7 @@ from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.urls import is_https_url
 
 __all__ = [
+    "MAX_PARAMETER_LENGTH",
     "VISIBLE",
     "build_form_request",
     "find_oauth_error",
@@ -31,11 +32,12 @@ __all__ = [
     "parse_token_body",
 ]
 
+#: Maximum length of every parameter but ``code``.
+MAX_PARAMETER_LENGTH = 4 * 1024
 #: RFC 6749 appendix A.
 VISIBLE = re.compile(r"[ -~]+")
 _ERROR = re.compile(r"[ !#-\[\]-~]{1,200}")
 _MAX_DESCRIPTION = 500
-_MAX_URI = 4096
 
 
 def build_form_request(
@@ -132,7 +134,8 @@ def parse_oauth_error(members: Mapping[str, object]) -> dict[str, str]:
     if not isinstance(error, str) or not _ERROR.fullmatch(error):
         return {}
     uri = members.get("error_uri")
-    is_link = isinstance(uri, str) and len(uri) <= _MAX_URI and is_https_url(uri)
+    is_short = isinstance(uri, str) and len(uri) <= MAX_PARAMETER_LENGTH
+    is_link = is_short and is_https_url(str(uri))
     return {
         "error": error,
         "error_description": _clean(members.get("error_description")),

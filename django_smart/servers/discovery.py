@@ -29,8 +29,7 @@ from ..fields import digest
 from ..models import ClientRegistration, FHIRServer, Identity, ServerState
 from ..models.server import MAX_URL_LENGTH
 from ..models.server_state import CLOCKS_DIFFER, ServerStateQuerySet
-from ..protocol.capabilities import Capability
-from ..protocol.configuration import SMARTConfiguration
+from ..protocol.configuration import Capability, SMARTConfiguration
 from ..protocol.discovery import (
     build_discovery_request,
     build_jwks_request,

@@ -32,6 +32,7 @@ from ..protocol.client_registration import (
     build_registration_request,
     process_registration_response,
 )
+from ..protocol.id_token import MAX_TIME
 from ..protocol.json import parse_json
 from ..protocol.quirks import QUIRKS, QuirkError
 from ..protocol.scopes import ScopeSet
@@ -446,10 +447,6 @@ def _assign(row: FHIRServer | ClientRegistration, values: Mapping[str, Any]) -> 
         setattr(row, name, value)
 
 
-# The year 9999, the last that Python supports.
-_LAST_SECOND = 253_402_300_799
-
-
 def register_dynamically(
     values: Mapping[str, Any],
     *,
@@ -580,7 +577,7 @@ def _find_remarks(information: ClientInformation, scope: str) -> Iterator[str]:
             yield f"the server did not register the scopes {missing}."
     ends_at = information.client_secret_expires_at
     if information.client_secret is not None and ends_at is not None:
-        day = datetime.fromtimestamp(min(ends_at, _LAST_SECOND), UTC)
+        day = datetime.fromtimestamp(min(ends_at, MAX_TIME), UTC)
         yield (
             f"the client secret expires on {day:%Y-%m-%d}; register again before that "
             "day."

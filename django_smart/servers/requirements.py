@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from ..diagnoses import Finding, build_finding
 from ..exceptions import UnsupportedServerError
 from ..models import ClientRegistration, FHIRServer, Launch
-from ..protocol.capabilities import Capability
-from ..protocol.configuration import SMARTConfiguration
+from ..protocol.configuration import Capability, SMARTConfiguration
 from ..protocol.scopes import ScopeSet
 
 __all__ = [

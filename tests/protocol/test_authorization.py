@@ -17,11 +17,11 @@ from django_smart.exceptions import (
 )
 from django_smart.protocol.authorization import (
     MAX_CODE_LENGTH,
-    MAX_PARAMETER_LENGTH,
     build_authorization_request,
     get_state,
     process_authorization_response,
 )
+from django_smart.protocol.oauth import MAX_PARAMETER_LENGTH
 from tests.protocol.helpers import BASE_URL, SEED, VECTORS
 
 ISSUER = "https://ehr.example.org"

@@ -14,11 +14,9 @@ from django_smart.exceptions import (
     DiscoveryError,
     DiscoveryStatusError,
 )
-from django_smart.protocol.capabilities import (
-    Capability,
-)
 from django_smart.protocol.configuration import (
     AssociatedEndpoint,
+    Capability,
     SMARTConfiguration,
     check_overrides,
 )

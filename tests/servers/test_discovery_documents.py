@@ -14,7 +14,7 @@ from django_smart.exceptions import (
     UnsupportedServerError,
 )
 from django_smart.models import FHIRServer, Launch, ServerState
-from django_smart.protocol.capabilities import Capability
+from django_smart.protocol.configuration import Capability
 from django_smart.servers.discovery import (
     fetch_configuration,
     get_configuration,

@@ -31,8 +31,7 @@ from ...exceptions import (
 )
 from ...launches.prefix import find_route
 from ...models import ClientRegistration, TokenGrant
-from ...protocol.capabilities import Capability
-from ...protocol.configuration import SMARTConfiguration
+from ...protocol.configuration import Capability, SMARTConfiguration
 from ...protocol.messages import HTTPRequest, HTTPResponse
 from ...protocol.scopes import ScopeSet
 from ...protocol.token import (
