@@ -185,13 +185,7 @@ class StateError(AuthorizationResponseError):
 
     code = "state_unknown"
     codes = frozenset(
-        {
-            "too_many_pending",
-            "state_expired",
-            "state_withdrawn",
-            "callback_mismatch",
-            "state_foreign",
-        }
+        {"state_expired", "state_failed", "callback_mismatch", "state_foreign"}
     )
 
 
@@ -199,7 +193,6 @@ class StateUsedError(StateError):
     """The ``state`` was already used, or another request is using it (CALL-03)."""
 
     code = "state_used"
-    codes = frozenset({"state_failed"})
 
 
 class AuthorizationDeniedError(AuthorizationResponseError):
@@ -421,7 +414,6 @@ class RegistrationRefusedError(RegistrationError):
         status_code: HTTP status of the response.
     """
 
-    code = "registration_refused"
     error: str = ""
     error_description: str = ""
     status_code: int = 400
@@ -482,7 +474,6 @@ class AppStateError(FHIRRequestError):
     """The app state breaks a rule; nothing was sent."""
 
     code = "app_state_invalid"
-    codes = frozenset({"app_state_too_large", "app_state_deleted"})
 
 
 class AppStateUnsupportedError(AppStateError):

@@ -182,7 +182,7 @@ class AppStateClient:
 
     def _match(self, state: AppState) -> dict[str, str]:
         if state.is_deleted or state.id in self._deleted_ids:
-            raise AppStateError("This state was deleted.", code="app_state_deleted")
+            raise AppStateError("This state was deleted. Its id cannot be used again.")
         if not _ETAG.fullmatch(state.etag):
             raise AppStateError("The state has no ETag; search for it again.")
         return {"If-Match": state.etag}
@@ -195,8 +195,7 @@ class AppStateClient:
             raise AppStateError("A value contains an unpaired surrogate.") from None
         if len(body) > self._max_size:
             raise AppStateError(
-                f"The state has {len(body)} bytes; the limit is {self._max_size}.",
-                code="app_state_too_large",
+                f"The state has {len(body)} bytes; the limit is {self._max_size}."
             )
         return body
 

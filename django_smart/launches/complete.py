@@ -209,7 +209,7 @@ def check_sign_out(launch: Launch) -> None:
     if _get_stored(launch).filter(error_code="signed_out").exists():
         raise StateError(
             "The user signed out while the launch was being completed.",
-            code="state_withdrawn",
+            code="state_failed",
         )
 
 

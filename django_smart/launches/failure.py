@@ -7,21 +7,13 @@ import logging
 from django.db import Error, router
 from django.utils import timezone
 
-from ..exceptions import SMARTError, StateError, StateUsedError
+from ..exceptions import SMARTError, StateUsedError
 from ..models import Launch
 from ..signals import launch_failed
 
 __all__ = ["build_used_error", "fail_launch"]
 
 logger = logging.getLogger(__name__)
-
-# What a callback is told, by the code of a launch that failed without one.
-_FAILED_BEFORE = {
-    "signed_out": "state_withdrawn",
-    # By the purge, or by an earlier callback that was late as well.
-    "state_expired": "state_expired",
-    "too_many_pending": "too_many_pending",
-}
 
 
 def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
@@ -51,7 +43,7 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
     launch_failed.send(sender=Launch, launch=launch, error=error)
 
 
-def build_used_error(launch: Launch) -> StateError:
+def build_used_error(launch: Launch) -> StateUsedError:
     """Return the error for a callback whose *launch* another has used or ended."""
     # Not from a replica, which may not have the change yet.
     stored = Launch.objects.using(router.db_for_write(Launch)).filter(pk=launch.pk)
@@ -63,6 +55,4 @@ def build_used_error(launch: Launch) -> StateError:
     if status != Launch.Status.FAILED:
         return StateUsedError("The state of this callback was already used.")
     message = f"The launch of this callback has failed ({reason})."
-    if reason in _FAILED_BEFORE:
-        return StateError(message, code=_FAILED_BEFORE[reason])
     return StateUsedError(message, code="state_failed")

@@ -594,7 +594,7 @@ class ClientRegistration(models.Model):
                     "“%(standalone)s”; or backend services, such as "
                     "“%(system)s”."
                 ),
-                code="scope_required",
+                code="invalid",
                 params={
                     "ehr": "launch openid fhirUser patient/*.rs",
                     "standalone": "launch/patient openid fhirUser patient/*.rs",

@@ -73,7 +73,7 @@ def validate_base_url(value: str) -> None:
 def validate_overrides(value: object) -> None:
     """Refuse values that are not valid in a SMART configuration."""
     if not isinstance(value, dict):
-        raise ValidationError(_("Enter a JSON object."), code="overrides")
+        raise ValidationError(_("Enter a JSON object."), code="invalid")
     validate_by(check_overrides, value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS)
 
 
@@ -82,7 +82,7 @@ def validate_headers(value: object) -> None:
     if not isinstance(value, dict) or not all(map(is_header, value.items())):
         raise ValidationError(
             _("Headers must be a JSON object of printable ASCII strings."),
-            code="headers",
+            code="invalid",
         )
 
 
@@ -93,12 +93,12 @@ def validate_parameters(value: object) -> None:
     ):
         raise ValidationError(
             _("Parameters must be a JSON object of non-empty strings."),
-            code="parameters",
+            code="invalid",
         )
     if taken := sorted(_RESERVED_PARAMETERS.intersection(value)):
         raise ValidationError(
             _("%(names)s cannot be set here because the protocol sets it."),
-            code="parameters",
+            code="invalid",
             params={"names": ", ".join(taken)},
         )
 
@@ -109,7 +109,7 @@ def validate_request_headers(value: str) -> None:
         headers = _parse_headers(value)
     except CredentialsError as exc:
         # The text is not quoted, not even in a traceback, because it contains keys.
-        raise ValidationError(str(exc), code="headers") from None
+        raise ValidationError(str(exc), code="invalid") from None
     validate_headers(headers)
     for name in headers:
         if name.lower() in _RESERVED_HEADERS:
@@ -118,7 +118,7 @@ def validate_request_headers(value: str) -> None:
                     "%(name)s cannot be set here because the protocol sets or "
                     "forbids it."
                 ),
-                code="headers",
+                code="invalid",
                 params={"name": name},
             )
 
@@ -131,7 +131,7 @@ def validate_origins(value: object) -> None:
     """Refuse values that are not a list of origins."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValidationError(
-            _("Origins must be a JSON list of strings."), code="origins"
+            _("Origins must be a JSON list of strings."), code="invalid"
         )
     for origin in value:
         _validate_https_url(origin, what="frame origin")
@@ -141,7 +141,7 @@ def validate_origins(value: object) -> None:
                     "%(origin)s is not an origin. Enter scheme, host and port "
                     "without a path."
                 ),
-                code="origins",
+                code="invalid",
                 params={"origin": origin},
             )
 

@@ -365,12 +365,10 @@ def _find_deviations(document: Mapping[str, Any]) -> Iterator[Deviation]:
         return value if isinstance(value, list) else []
 
     capabilities = read_list("capabilities")
-    if missing := [each for each in _REQUIRED if document.get(each) is None]:
+    signs_in = "sso-openid-connect" in capabilities
+    required = _REQUIRED + (_OF_SIGN_IN if signs_in else ())
+    if missing := [each for each in required if document.get(each) is None]:
         yield Deviation(code="discovery_member_missing", evidence=", ".join(missing))
-    if "sso-openid-connect" in capabilities:
-        absent = [each for each in _OF_SIGN_IN if document.get(each) is None]
-        if absent:
-            yield Deviation(code="discovery_issuer_missing", evidence=", ".join(absent))
     methods = read_list("code_challenge_methods_supported")
     if "plain" in methods:
         yield Deviation(code="discovery_plain_pkce", evidence="plain is listed")

@@ -300,7 +300,7 @@ def _parse_fhir_context(
         return
     if not isinstance(value, list):
         evidence = f"fhirContext is {name_type(value)}"
-        found.append(Deviation(code="fhir_context_ignored", evidence=evidence))
+        found.append(Deviation(code="context_ignored", evidence=evidence))
         return
     for number, entry in enumerate(value):
         item = _parse_item(entry)
@@ -308,7 +308,7 @@ def _parse_fhir_context(
             yield item
         else:
             evidence = f"fhirContext[{number}] {item}"
-            found.append(Deviation(code="fhir_context_ignored", evidence=evidence))
+            found.append(Deviation(code="context_ignored", evidence=evidence))
 
 
 def _parse_item(entry: object) -> FHIRContextItem | str:

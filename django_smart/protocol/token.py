@@ -313,9 +313,9 @@ def _find_deviations(
     if scope is None:
         yield Deviation(code="scope_absent")
     elif isinstance(scope, list):
-        yield Deviation(code="scope_not_text", evidence="scope is a list")
+        yield Deviation(code="scope_malformed", evidence="scope is a list")
     elif scope != " ".join(scope.split()):
-        yield Deviation(code="scope_spaces")
+        yield Deviation(code="scope_malformed", evidence="other white space")
     elif "offline_access" in scope.split() and not members.get("refresh_token"):
         yield Deviation(
             code="refresh_token_absent", evidence="offline_access was granted"

@@ -28,7 +28,6 @@ from django_smart.exceptions import (
 )
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.scopes import ScopeSet
-from tests.errors import raises_code
 from tests.fhir.servers import BASE, TOKEN, Grant, bundle, respond
 
 FHIR_BASE = "https://ehr.example.org/fhir"
@@ -208,10 +207,10 @@ def test_state_up_to_256_kilobytes_is_sent(grant, app_state):
     room = 256 * 1024 - len(grant.server.requests[0].body or b"") + 1
     app_state.create(CODE, {URL: "x" * room}, subject=SUBJECT)
     assert len(grant.server.requests[1].body or b"") == 256 * 1024
-    with raises_code("app_state_too_large"):
+    with pytest.raises(AppStateError, match="the limit is"):
         app_state.create(CODE, {URL: "x" * (room + 1)}, subject=SUBJECT)
     # Counted in bytes, not in letters.
-    with raises_code("app_state_too_large"):
+    with pytest.raises(AppStateError, match="the limit is"):
         app_state.create(CODE, {URL: "ä" * room}, subject=SUBJECT)
     assert len(grant.server.requests) == 2
 
@@ -221,7 +220,7 @@ def test_limit_can_be_the_ehrs_own(grant):
     client = AppStateClient(
         grant.client, fhir_base_url=FHIR_BASE, system=SYSTEM, max_size=300
     )
-    with raises_code("app_state_too_large"):
+    with pytest.raises(AppStateError, match="the limit is"):
         client.create(CODE, {URL: "x" * 300}, subject=SUBJECT)
     assert grant.server.requests == []
 
@@ -339,9 +338,9 @@ def test_deleted_state_takes_no_more_changes(grant, app_state, answer):
     assert state.is_deleted
     # Nor does what another read has found under this id.
     for one in (state, make_state(etag='W/"b"')):
-        with raises_code("app_state_deleted"):
+        with pytest.raises(AppStateError, match="was deleted"):
             app_state.update(one, VALUES)
-        with raises_code("app_state_deleted"):
+        with pytest.raises(AppStateError, match="was deleted"):
             app_state.delete(one)
     assert len(grant.server.requests) == 1
 

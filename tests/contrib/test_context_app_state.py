@@ -9,6 +9,7 @@ import pytest
 from django_smart import transport
 from django_smart.contrib.app_state import GLOBAL
 from django_smart.exceptions import (
+    AppStateError,
     AppStateUnsupportedError,
     FHIRForbiddenError,
     FHIRPreconditionFailedError,
@@ -18,7 +19,6 @@ from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import BASE_URL, EHR_SCOPE, PATIENT, SITE
-from tests.errors import raises_code
 from tests.site.browsers import SITE_MARKS, make_context, open_chart
 
 pytestmark = SITE_MARKS
@@ -55,7 +55,7 @@ def test_person_s_settings_are_kept_changed_and_deleted(ehr):
     assert second.read_json(URL) == {"rows": 2}
     client.delete(second)
     assert client.search(CODE, subject=person) == []
-    with raises_code("app_state_deleted"):
+    with pytest.raises(AppStateError, match="was deleted"):
         client.update(second, {URL: "x"})
     token = f"Bearer {smart.grant.access_token}" if smart.grant else ""
     assert {one.headers["Authorization"] for one in ehr.requests} == {token}
@@ -139,7 +139,7 @@ def test_associated_endpoint_gets_the_token_and_subjects_of_the_main_server(ehr)
 @pytest.mark.compliance("STATE-06")
 def test_state_that_is_too_large_is_not_sent(ehr):
     client = open_context(ehr).app_state
-    with raises_code("app_state_too_large"):
+    with pytest.raises(AppStateError, match="the limit is"):
         client.create(CODE, {URL: "x" * 256 * 1024}, subject=GLOBAL)
     assert ehr.requests == []
 

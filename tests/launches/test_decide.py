@@ -995,7 +995,7 @@ def test_tokens_that_come_after_a_sign_out_are_revoked(
     fail = Launch.objects.fail
     after_answer(ehr, lambda: fail(error_code="signed_out", now=timezone.now()))
     with commit():
-        assert get_code(get_callback(browser, callback)) == "state_withdrawn"
+        assert get_code(get_callback(browser, callback)) == "state_failed"
     assert len(ehr.requests_to("revoke")) >= 1
 
 

@@ -72,7 +72,7 @@ def test_browser_drops_its_oldest_pending_launches(ehr: EHRSimulator) -> None:
     for url in urls[:2]:
         response = get_callback(browser, url)
         assert response.status_code == 409
-        assert b"<code>too_many_pending</code>" in response.content
+        assert b"<code>state_failed</code>" in response.content
     for url in (urls[2], urls[-1]):
         assert get_launch(get_callback(browser, url)).status == "open"
     assert get_launch(get_callback(other, elsewhere)).status == "open"

@@ -102,11 +102,11 @@ def test_sign_out_while_at_the_ehr_is_the_reason_that_the_callback_names(
         return
     browser.post("/sign-out/")
     response = get_callback(browser, callback)
-    assert (response.status_code, get_code(response)) == (409, "state_withdrawn")
+    assert (response.status_code, get_code(response)) == (409, "state_failed")
     assert response.context["nothing_done"] is True
     assert not TokenGrant.objects.exists()
     # Also when it is opened again.
-    assert get_code(get_callback(browser, callback)) == "state_withdrawn"
+    assert get_code(get_callback(browser, callback)) == "state_failed"
 
 
 class _Filling(SMARTAuthenticationBackend):
@@ -163,7 +163,7 @@ def test_launch_that_completes_during_a_sign_out_signs_nobody_in(
         assert get_launch(response) == first
         assert open_page(browser, first) == 200
         return
-    assert (response.status_code, get_code(response)) == (409, "state_withdrawn")
+    assert (response.status_code, get_code(response)) == (409, "state_failed")
     # A user was stored, and would be a grant with offline_access.
     assert response.context["nothing_done"] is False
     assert "_auth_user_id" not in browser.session

@@ -235,7 +235,7 @@ def test_an_item_that_breaks_a_rule_is_dropped_and_the_others_stay(item, reason)
     context = read(fhirContext=[{"reference": "List/1"}, item, {"reference": "List/2"}])
     assert [kept.reference for kept in context.fhir_context] == ["List/1", "List/2"]
     (deviation,) = context.deviations
-    assert deviation.code == "fhir_context_ignored"
+    assert deviation.code == "context_ignored"
     assert deviation.evidence.startswith(f"fhirContext[1] {reason}")
     assert reason == "" or deviation.evidence.endswith(reason)
 

@@ -67,8 +67,8 @@ def read_configuration(**members):
         ({}, {"cache-control": "no-store"}, "token_media_type", "no Content-Type"),
         ({}, {"content-type": "application/json"}, "token_cacheable", "no-store"),
         ({"scope": None}, None, "scope_absent", ""),
-        ({"scope": ["openid"]}, None, "scope_not_text", "scope is a list"),
-        ({"scope": "openid  profile"}, None, "scope_spaces", ""),
+        ({"scope": ["openid"]}, None, "scope_malformed", "scope is a list"),
+        ({"scope": "openid  profile"}, None, "scope_malformed", "white space"),
         ({"refresh_token": None}, None, "refresh_token_absent", "offline_access"),
         ({"expires_in": None}, None, "lifetime_absent", ""),
         ({"expires_in": "300"}, None, "lifetime_not_integer", "expires_in is a string"),
@@ -84,7 +84,7 @@ def read_configuration(**members):
             "need_patient_banner is a string",
         ),
         ({"intent": {"a": 1}}, None, "context_ignored", "intent is an object"),
-        ({"fhirContext": 1}, None, "fhir_context_ignored", "fhirContext is a number"),
+        ({"fhirContext": 1}, None, "context_ignored", "fhirContext is a number"),
     ],
 )
 def test_token_response_is_read_and_its_deviation_named(
@@ -112,7 +112,7 @@ def test_refresh_that_omits_its_scope_deviates_too():
     ("members", "code", "evidence"),
     [
         ({"capabilities": None}, "discovery_member_missing", "capabilities"),
-        ({"jwks_uri": None}, "discovery_issuer_missing", "jwks_uri"),
+        ({"jwks_uri": None}, "discovery_member_missing", "jwks_uri"),
         (
             {"code_challenge_methods_supported": ["plain", "S256"]},
             "discovery_plain_pkce",

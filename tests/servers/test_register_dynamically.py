@@ -355,7 +355,7 @@ def test_command_says_why_the_server_refused(
     message = str(caught.value)
     assert "status 401" in message
     assert "ask its operator" in message
-    assert "(registration_refused)" in message
+    assert "(registration_failed)" in message
     assert 'The server says: "an initial access token is needed"' in message
     monkeypatch.setenv("REGISTER_TOKEN", "no token at all")
     with pytest.raises(CommandError, match="not a bearer token"):
