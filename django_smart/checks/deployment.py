@@ -47,7 +47,10 @@ def find_deployment_faults() -> Iterator[Finding]:
     yield from _check_database()
     yield from _check_allowed_hosts()
     if not _has_login_page():
-        yield build_finding("django_smart.W065")
+        yield build_finding(
+            "django_smart.W065",
+            what=f"LOGIN_URL, {str(settings.LOGIN_URL)!r}, is not a page of this site.",
+        )
     yield from _check_cache()
     yield from _check_reports()
     # Sites that configure logging elsewhere are not checked.
@@ -86,7 +89,7 @@ def _check_cookies() -> Iterator[Finding]:
             yield build_finding(
                 "django_smart.E073",
                 what=f"{name}_DOMAIN is {domain!r}, but this site is {host} "
-                "(SMART_SITE_URL): browsers refuse that cookie.",
+                "(SMART_SITE_URL), so browsers refuse that cookie.",
                 fix=f"Set {name}_DOMAIN = None, or to a domain above the site's host.",
             )
 

@@ -171,8 +171,10 @@ def _find_stopped_registrations() -> Iterator[Finding]:
         yield build_finding(
             "refresh_stopped",
             subject=registration.server.slug,
-            what=f"Registration {registration.pk} was stopped at "
+            what=f"The refreshes of registration {registration.pk} were stopped at "
             f"{_format(since)}: {reason}.",
+            fix="Fix the cause, then run smart_refresh --resume "
+            f"{registration.server.slug}.",
         )
 
 

@@ -41,7 +41,7 @@ def collect(
 def build_unexamined(part: str, error: Exception) -> Finding:
     """The finding that *error* kept the doctor from examining *part*."""
     logger.debug("The doctor cannot examine the %s", part, exc_info=error)
-    text = redact(str(error)).strip().partition("\n")[0][:300]
+    text = redact(str(error)).strip().partition("\n")[0][:300].rstrip(".")
     return build_finding(
         "not_examined",
         what=f"The {part} could not be examined: {type(error).__name__}"

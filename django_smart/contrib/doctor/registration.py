@@ -236,7 +236,9 @@ def _try_credentials(
     try:
         answer = _ask_for_tokens(registration, url)
         if what := _find_wrong_answer(answer):
-            yield build_finding("endpoint_wrong", what=f"The token endpoint {what}.")
+            yield build_finding(
+                "endpoint_wrong", what=f"The token endpoint, {url}, {what}."
+            )
         elif not _has_worked(registration):
             yield from _judge_credentials(registration, url, answer)
     except CredentialsError as exc:
@@ -275,7 +277,7 @@ def _build_refused(registration: ClientRegistration, reason: str) -> Finding:
             f"refuses this site's requests. {fix}"
         )
     if registration.is_for_launches:
-        fix = f"Launch once; if that succeeds, the client is accepted. Otherwise: {fix}"
+        fix = f"Launch once. If that succeeds, ignore this finding. If it fails: {fix}"
     return build_finding(
         "credentials_refused",
         what=f"The token endpoint responds with {reason} to a request of this "

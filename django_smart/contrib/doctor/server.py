@@ -158,6 +158,8 @@ def _explain_failure(error: TransportError) -> Finding:
         return build_finding(
             "base_url_wrong",
             what=f"Nothing can be sent to the base URL: {error}",
+            fix="Enter a base URL with https. Only for a server on your own machine, "
+            "add its host to SMART_INSECURE_HTTP_HOSTS.",
         )
     if isinstance(error, ServerUnreachableError) and error.is_untrusted:
         return build_finding(
@@ -221,7 +223,9 @@ def _explain_discovery(
     if answer.status_code >= 500:
         return build_finding("discovery_status", what=str(error))
     if answer.status_code == 200 and _is_json(answer):
-        return build_finding("discovery_malformed", what=str(error))
+        return build_finding(
+            "discovery_malformed", what=f"The SMART configuration is unusable: {error}"
+        )
     statement = _ask_for_statement(server, server.base_url)
     if statement is not None and _is_json(statement, kind="CapabilityStatement"):
         return build_finding(
@@ -321,7 +325,8 @@ def _try_authorization(
     if answer.status_code == 404:
         yield build_finding(
             "endpoint_wrong",
-            what="There is nothing at the authorization endpoint (status 404).",
+            what="There is nothing at the authorization endpoint, "
+            f"{configuration.authorization_endpoint} (status 404).",
         )
     elif is_complete and (
         what := _find_authorization_error(answer, registration.redirect_uri)
@@ -331,8 +336,7 @@ def _try_authorization(
             what=f"The authorization endpoint {what}.",
             fix="Compare client ID, scopes and the redirect URI "
             f"{registration.redirect_uri} with the vendor's form, character by "
-            "character. To see the server's error message, open the login URL in a "
-            "browser.",
+            "character. To see the server's error message, launch once in a browser.",
         )
 
 

@@ -424,10 +424,10 @@ def cache_of_each_process(world: World) -> None:
 FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (base_url_wrong, ["base_url_wrong"], f"base URL to {BASE_URL}"),
     (base_url_not_fhir, ["base_url_not_fhir"], "not the URL of a portal"),
-    (plain_http, ["base_url_wrong"], "it is https"),
+    (plain_http, ["base_url_wrong"], "a base URL with https"),
     (wrong_secret, ["credentials_refused"], "enter the client secret again"),
     (secret_variable_unset, ["credentials_unusable"], "Set HARBOUR_SECRET in"),
-    (method_not_offered, ["method_not_offered"], "Register the client"),
+    (method_not_offered, ["method_not_offered"], "a method that the server supports"),
     (algorithm_not_offered, ["algorithm_not_offered"], "signing algorithm"),
     (no_s256, ["s256_not_offered"], "to enable S256"),
     (no_launch_ehr, ["ehr_launch_not_offered"], "scope for EHR launch"),
@@ -466,7 +466,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (
         authorization_endpoint_gone,
         ["endpoint_wrong", "configuration_overruled"],
-        "correct the endpoint",
+        "correct it there",
     ),
     (keys_of_id_tokens_gone, ["id_token_keys_unusable"], "remove openid and fhirUser"),
     (
@@ -474,7 +474,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
         ["id_token_keys_unusable"],
         "Set the server's ID token issuer",
     ),
-    (token_endpoint_is_a_page, ["endpoint_wrong"], "correct the endpoint"),
+    (token_endpoint_is_a_page, ["endpoint_wrong"], "correct it there"),
     (redirect_uri_unknown, ["authorization_refused"], "with the vendor's form"),
     (
         launch_patient_missing,

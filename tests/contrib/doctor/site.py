@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import requests
 from django.http import HttpResponse, HttpResponseRedirect
 from django.test import Client
+from django.urls import get_script_prefix
 from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
@@ -16,6 +17,8 @@ from requests.structures import CaseInsensitiveDict
 class PublicSite(BaseAdapter):
     """
     Passes requests on to this site by plain http, as a proxy does.
+
+    Of a site that is mounted below a path, nothing else is passed on.
 
     Attributes:
         passes_host: whether the proxy leaves the Host header as it came.
@@ -33,6 +36,12 @@ class PublicSite(BaseAdapter):
     def send(self, request: Any, *_: Any, **__: Any) -> requests.Response:
         parts = urlsplit(request.url)
         self.paths.append(parts.path)
+        answer = requests.Response()
+        answer.raw = io.BytesIO()
+        root = get_script_prefix().removesuffix("/")
+        if not parts.path.startswith(f"{root}/"):
+            answer.status_code = 404
+            return answer
         browser = Client(
             # As clients write it: in lower case, without the default port.
             HTTP_HOST=(
@@ -41,9 +50,10 @@ class PublicSite(BaseAdapter):
                 else "127.0.0.1:8000"
             ),
             HTTP_X_FORWARDED_PROTO=parts.scheme,
+            SCRIPT_NAME=root,
         )
-        page = browser.generic(request.method or "GET", f"{parts.path}?{parts.query}")
-        answer = requests.Response()
+        path = parts.path.removeprefix(root)
+        page = browser.generic(request.method or "GET", f"{path}?{parts.query}")
         answer.status_code = page.status_code
         answer.headers = CaseInsensitiveDict({**page.headers, **self.headers})
         content = page.content if self.content is None else self.content

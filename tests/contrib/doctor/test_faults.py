@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from django.test.utils import override_script_prefix
+from django.urls import reverse
 
 from django_smart.contrib.doctor import examine
 from django_smart.diagnoses import Finding
@@ -22,6 +24,7 @@ from django_smart.models.task_run import ROTATE_KEYS
 from tests.contrib.doctor.conftest import World
 from tests.contrib.doctor.faults import FAULTS, offer
 from tests.ehr import BASE_URL, CLIENT_SECRET, SITE
+from tests.factories import register_at
 
 pytestmark = pytest.mark.django_db
 
@@ -174,6 +177,19 @@ def with_the_usual_port_in_its_address(world: World) -> None:
     world.settings.SMART_SITE_URL = f"{SITE}:443"
 
 
+def below_a_path(world: World) -> None:
+    world.stack.enter_context(override_script_prefix("/app/"))
+    world.settings.SMART_LAUNCH_REDIRECT_URL = "admin:index"
+    uri = SITE + reverse("django_smart:callback")
+    world.set_registration(redirect_uri=uri)
+    register_at(world.ehr, uri)
+
+
+def below_a_path_with_cookies_of_its_own(world: World) -> None:
+    below_a_path(world)
+    world.settings.SESSION_COOKIE_PATH = world.settings.CSRF_COOKIE_PATH = "/app"
+
+
 HEALTHY = [
     *(with_cron_alone, with_v1_scopes, with_requests_in_transactions),
     *(with_translated_urls, with_sessions_in_cookies, with_sessions_in_files),
@@ -183,6 +199,7 @@ HEALTHY = [
     *(with_a_secret_in_the_environment, with_a_server_that_wants_a_slash_in_aud),
     *(with_a_server_that_wants_a_parameter, with_a_slash_after_the_base_url),
     *(with_a_capital_letter_in_its_address, with_the_usual_port_in_its_address),
+    *(below_a_path, below_a_path_with_cookies_of_its_own),
 ]
 
 

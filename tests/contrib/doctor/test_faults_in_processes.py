@@ -2,14 +2,16 @@
 The faults of the doctor's table, met as an operator meets them.
 
 The site runs in production under gunicorn with TLS, the EHR listens on another port,
-and ``smart_doctor`` is a process of its own.  ``SITE_PYTHON=…`` names the Python of an
-environment into which a wheel and gunicorn are installed, to examine that.
+and ``smart_doctor`` is a process of its own.  ``SITE_PYTHON=…`` is the Python of an
+environment into which a wheel with the extras ``testing`` and ``drf`` and gunicorn are
+installed, to examine that.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -25,7 +27,14 @@ from cryptography.fernet import Fernet
 
 from django_smart.testing import EHRSimulator
 from tests.contrib.doctor.faults import FAULTS as EVERY_FAULT
-from tests.ehr import CLIENT_ID, CLIENT_SECRET, EHR_SCOPE, STANDALONE_SCOPE
+from tests.ehr import (
+    BASE_URL,
+    CLIENT_ID,
+    CLIENT_SECRET,
+    EHR_SCOPE,
+    SITE,
+    STANDALONE_SCOPE,
+)
 from tests.factories import register_at
 from tests.processes import get_free_port, stop, wait_for
 from tests.transport.conftest import certificate
@@ -39,9 +48,31 @@ INSTALLED = os.environ.get("SITE_PYTHON", "")
 PYTHON = INSTALLED or sys.executable
 URLS = """
 from django.contrib import admin
+from django.http import HttpResponse
 from django.urls import include, path
+from django_smart.decorators import smart_required
+@smart_required(scopes="patient/Patient.rs")
+def show_chart(request):
+    smart = request.smart
+    return HttpResponse(smart.fhir.read("Patient", smart.patient_id)["id"])
 urlpatterns = [
+    path("chart/", show_chart, name="chart"),
     path("admin/", admin.site.urls),
+    path("smart/", include("django_smart.urls")),
+]
+"""
+API_URLS = """
+from django.urls import include, path
+from django_smart.decorators import smart_required
+from rest_framework.decorators import api_view
+from rest_framework.response import Response
+@smart_required(scopes="patient/Patient.rs")
+@api_view()
+def show_patient(request):
+    return Response(request.smart.fhir.read("Patient", request.smart.patient_id))
+urlpatterns = [
+    path("api/patient/", show_patient, name="patient"),
+    path("api/auth/", include("rest_framework.urls")),
     path("smart/", include("django_smart.urls")),
 ]
 """
@@ -78,9 +109,17 @@ IN_DATABASE = {
     "wrong_secret": "each = ClientRegistration.objects.get(); "
     "each.client_secret = 'not the secret'; each.save()",
 }
-FAULTS: dict[str, tuple[Any, str]] = {
-    spoil.__name__: (spoil, codes[0]) for spoil, codes, _ in EVERY_FAULT
+FAULTS: dict[str, tuple[Any, str, str]] = {
+    spoil.__name__: (spoil, codes[0], fix) for spoil, codes, fix in EVERY_FAULT
 }
+_PRINTED = re.compile(
+    r"""^\ \ (?P<severity>[A-Z]+)\ (?P<code>\S+)\n
+    \ {4}(?P<what>\S.*)\n
+    \ {4}Why\ it\ matters:\ (?P<why>\S.*)\n
+    \ {4}What\ to\ do:\ (?P<fix>\S.*)\n
+    \ {4}See\ https:\S+$""",
+    re.MULTILINE | re.VERBOSE,
+)
 
 
 class Site:
@@ -93,6 +132,7 @@ class Site:
         self.port = get_free_port()
         self.url = f"https://127.0.0.1:{self.port}"
         self.settings = SimpleNamespace(**build_settings(self.url, folder))
+        self.server_environment: dict[str, str] = {}
         (folder / "urls.py").write_text(URLS)
         if INSTALLED:
             # Some faults name a module of the tests; the package is not beside them.
@@ -131,16 +171,16 @@ class Site:
         assert "Traceback" not in ran.stderr, ran.stderr
         return ran
 
-    def examine(self) -> dict[str, str]:
-        """What the doctor finds that is more than a note: severity by code."""
-        ran = self._run("smart_doctor", "harbour", "--json")
-        found = {
-            each["code"]: each["severity"]
-            for each in json.loads(ran.stdout)["findings"]
-            if each["severity"] != "note"
-        }
-        assert ran.returncode == int("error" in found.values())
-        return found
+    def examine(self, *options: str) -> dict[str, str]:
+        """What the doctor prints that is more than a note: what to do, by code."""
+        ran = self._run("smart_doctor", "harbour", *options)
+        found = [
+            each.groupdict()
+            for each in _PRINTED.finditer(ran.stdout)
+            if each["severity"] != "NOTE"
+        ]
+        assert ran.returncode == int(any(e["severity"] == "ERROR" for e in found))
+        return {each["code"]: each["fix"] for each in found}
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -156,7 +196,7 @@ class Site:
                     "django.core.wsgi:get_wsgi_application()",
                 ],
                 cwd=self.folder,
-                env=self._environment,
+                env=self._environment | self.server_environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -260,18 +300,53 @@ def build_settings(url: str, folder: Path) -> dict[str, Any]:
         "USE_TZ": True,
         "LOGIN_URL": "/admin/login/",
         "SMART_SITE_URL": url,
-        "SMART_LAUNCH_REDIRECT_URL": "/admin/",
+        "SMART_LAUNCH_REDIRECT_URL": "/chart/",
         "SMART_ENCRYPTION_KEYS": [Fernet.generate_key().decode()],
     }
 
 
+def be_below_a_path(site: Site) -> None:
+    """The site is mounted at /app, by the server and for commands."""
+    site.server_environment["SCRIPT_NAME"] = "/app"
+    site.settings.FORCE_SCRIPT_NAME = "/app"
+    site.settings.LOGIN_URL = "admin:login"
+    site.settings.SMART_LAUNCH_REDIRECT_URL = "chart"
+
+
+def be_an_api_alone(site: Site) -> None:
+    """The site has Django REST framework: no admin, no messages, no templates."""
+    contrib = ("auth", "contenttypes", "sessions")
+    site.settings.INSTALLED_APPS = [
+        *(f"django.contrib.{each}" for each in contrib),
+        *("rest_framework", "django_smart"),
+    ]
+    site.settings.MIDDLEWARE.remove(
+        "django.contrib.messages.middleware.MessageMiddleware"
+    )
+    site.settings.TEMPLATES = [
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "APP_DIRS": True,
+        }
+    ]
+    site.settings.LOGIN_URL = "rest_framework:login"
+    site.settings.SMART_LAUNCH_REDIRECT_URL = "patient"
+    (site.folder / "urls.py").write_text(API_URLS)
+
+
 @pytest.fixture
-def site(tmp_path: Path, certificate: tuple[ssl.SSLContext, str]) -> Iterator[Site]:
+def site(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    certificate: tuple[ssl.SSLContext, str],
+) -> Iterator[Site]:
     """A site that is registered at an EHR; nothing is wrong with either."""
     context, authority = certificate
     ehr = EHRSimulator("https://ehr.example.org/fhir")
     with ehr.serve("127.0.0.1", ssl_context=context):
         site = Site(tmp_path, ehr, authority)
+        if (shape := getattr(request, "param", None)) is not None:
+            shape(site)
         site.manage("migrate", "--verbosity", "0")
         registered = json.loads(
             site.manage(
@@ -288,20 +363,26 @@ def site(tmp_path: Path, certificate: tuple[ssl.SSLContext, str]) -> Iterator[Si
         yield site
 
 
+@pytest.mark.parametrize(
+    "site", [None, be_below_a_path, be_an_api_alone], indirect=True
+)
 def test_healthy_site_is_not_accused(site: Site) -> None:
     with site.serving():
-        assert site.examine() == {}
+        assert site.examine("--launch") == {}
 
 
 @pytest.mark.parametrize("name", [each for each in FAULTS if each not in ELSEWHERE])
 def test_fault_is_reported(site: Site, name: str) -> None:
-    spoil, code = FAULTS[name]
+    spoil, code, fix = FAULTS[name]
     if name in IN_DATABASE:
         site.shell(IN_DATABASE[name])
     else:
         spoil(site)
     with site.serving():
-        assert code in site.examine()
+        fixes = site.examine()
+    assert code in fixes
+    fix = fix.replace(BASE_URL, site.ehr.base_url).replace(SITE, site.url)
+    assert any(fix in each for each in fixes.values()), fixes
 
 
 def test_most_faults_are_met_in_processes() -> None:
