@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import shared_task
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session
 from django.core import mail
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.db.models.signals import post_save
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
@@ -40,8 +43,30 @@ def fail(request: HttpRequest) -> HttpResponse:
     raise ValueError("the view of the site fails")
 
 
+_REMINDED: list[str] = []
+
+
+@shared_task
+def remind(by: str) -> None:
+    """A task of the site."""
+    _REMINDED.append(by)
+
+
+@smart_required
+def show_and_remind(request: HttpRequest) -> HttpResponse:
+    Group.objects.create(name="opened a chart")
+    transaction.on_commit(lambda: remind.delay("a view"))
+    transaction.on_commit(lambda: send_mail("A chart was opened"))
+    return HttpResponse("A chart")
+
+
+def send_mail(subject: str) -> None:
+    mail.send_mail(subject, "", None, ["staff@example.org"])
+
+
 urlpatterns = [
     *site,
+    path("reminding/", show_and_remind),
     path("problems/", show_problems),
     path("fail/", fail),
 ]
@@ -64,7 +89,8 @@ def find_one() -> Finding:
 
 
 def count() -> list[int]:
-    models = (ClientRegistration, FHIRServer, Launch, Session, get_user_model())
+    users = (get_user_model(), Group)
+    models = (ClientRegistration, FHIRServer, Launch, Session, *users)
     return [model._default_manager.count() for model in models]
 
 
@@ -73,20 +99,37 @@ def test_healthy_site_is_launched_and_nothing_is_kept_or_sent() -> None:
 
     def note(**values: Any) -> None:
         seen.append(values)
-        mail.send_mail("Someone signed in", "", None, ["staff@example.org"])
+        send_mail("Someone signed in")
+        remind.delay("a receiver")
 
     sent = [signals.launch_completed, user_logged_in, post_save]
     before = count()
+    _REMINDED.clear()
     for each in sent:
         each.connect(note)
     try:
         assert find() == []
-        assert (seen, mail.outbox, count()) == ([], [], before)
+        assert (seen, mail.outbox, _REMINDED, count()) == ([], [], [], before)
         make_server()
         assert seen
+        assert "a receiver" in _REMINDED
     finally:
         for each in sent:
             each.disconnect(note)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_view_leaves_for_the_commit_is_neither_kept_nor_sent(
+    settings: Any,
+) -> None:
+    settings.SMART_LAUNCH_REDIRECT_URL = "/reminding/"
+    before = count()
+    _REMINDED.clear()
+    assert find() == []
+    assert (mail.outbox, _REMINDED, count()) == ([], [], before)
+    show_and_remind.__wrapped__(HttpRequest())
+    assert len(mail.outbox) == 1
+    assert _REMINDED == ["a view"]
 
 
 @pytest.mark.parametrize(
