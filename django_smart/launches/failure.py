@@ -7,7 +7,7 @@ import logging
 from django.db import Error, router
 from django.utils import timezone
 
-from ..exceptions import SMARTError, StateUsedError
+from ..exceptions import SMARTError, StateError, StateUsedError
 from ..models import Launch
 from ..signals import launch_failed
 
@@ -43,7 +43,7 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
     launch_failed.send(sender=Launch, launch=launch, error=error)
 
 
-def build_used_error(launch: Launch) -> StateUsedError:
+def build_used_error(launch: Launch) -> StateError:
     """Return the error for a callback whose *launch* another has used or ended."""
     # Not from a replica, which may not have the change yet.
     stored = Launch.objects.using(router.db_for_write(Launch)).filter(pk=launch.pk)
@@ -55,4 +55,7 @@ def build_used_error(launch: Launch) -> StateUsedError:
     if status != Launch.Status.FAILED:
         return StateUsedError("The state of this callback was already used.")
     message = f"The launch of this callback has failed ({reason})."
+    if reason == "state_expired":
+        # By the purge, or by an earlier callback that was late as well.
+        return StateError(message, code=reason)
     return StateUsedError(message, code="state_failed")

@@ -204,23 +204,23 @@ def _find_scope_problems(
             "v2_scopes_not_offered",
             what=f"The server is set to version 1 scopes, but {v2[0]} is a version "
             "2 scope.",
-            fix="In the scopes of the registration, let it end in .read, .write or .*, "
-            "or set the server's scope syntax to v2.",
+            fix="End it in .read, .write or .* in the scopes of the registration, or set "
+            "the server's scope syntax to v2.",
         )
     elif v2 and takes_v1 and not takes_v2:
         yield build_finding(
             "v2_scopes_not_offered",
             what="The server supports only version 1 scopes (permission-v1), but "
             f"{v2[0]} is a version 2 scope.",
-            fix="In the scopes of the registration, let it end in .read, .write or .*.",
+            fix="End it in .read, .write or .* in the scopes of the registration.",
         )
     if v1 and takes_v2 and not takes_v1:
         yield build_finding(
             "v1_scopes_not_offered",
             what="The server supports only version 2 scopes (permission-v2), but "
             f"{v1[0]} is a version 1 scope.",
-            fix=f"Request {ScopeSet.parse(v1[0]).to_v2()} instead, in the scopes of "
-            "the registration.",
+            fix=f"Use {ScopeSet.parse(v1[0]).to_v2()} instead in the scopes of the "
+            "registration.",
         )
     if (
         "online_access" in scopes
