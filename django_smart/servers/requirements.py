@@ -204,8 +204,8 @@ def _find_scope_problems(
             "v2_scopes_not_offered",
             what=f"The server is set to version 1 scopes, but {v2[0]} is a version "
             "2 scope.",
-            fix="End it in .read, .write or .* in the scopes of the registration, or set "
-            "the server's scope syntax to v2.",
+            fix="End it in .read, .write or .* in the scopes of the registration, or "
+            "set the server's scope syntax to v2.",
         )
     elif v2 and takes_v1 and not takes_v2:
         yield build_finding(
