@@ -148,8 +148,6 @@ class AppStateClient:
         response = self._send("delete", "DELETE", path, headers=headers)
         process_delete_response(response, what="deletion of app state")
         self._deleted_ids.add(state.id)
-        # Frozen for everyone else; the flag is set where the value is.
-        object.__setattr__(state, "is_deleted", True)
 
     def search(self, code: str, *, subject: str | None) -> list[AppState]:
         """
@@ -181,7 +179,7 @@ class AppStateClient:
         )
 
     def _match(self, state: AppState) -> dict[str, str]:
-        if state.is_deleted or state.id in self._deleted_ids:
+        if state.id in self._deleted_ids:
             raise AppStateError("This state was deleted. Its id cannot be used again.")
         if not _ETAG.fullmatch(state.etag):
             raise AppStateError("The state has no ETag; search for it again.")
@@ -371,7 +369,6 @@ class AppState:
         subject: absolute reference, or ``None`` for the whole organization.
         id: of the ``Basic`` resource.
         etag: of the version that was read, for ``If-Match``; may be empty.
-        is_deleted: whether :meth:`AppStateClient.delete` has deleted it.
     """
 
     system: str
@@ -380,7 +377,6 @@ class AppState:
     subject: str | None = field(repr=False)
     id: str
     etag: str = ""
-    is_deleted: bool = False
 
     def read_json(self, url: str) -> dict[str, Any]:
         """

@@ -335,7 +335,6 @@ def test_deleted_state_takes_no_more_changes(grant, app_state, answer):
     [request] = grant.server.requests
     assert (request.method, request.body) == ("DELETE", None)
     assert request.headers["If-Match"] == 'W/"a"'
-    assert state.is_deleted
     # Nor does what another read has found under this id.
     for one in (state, make_state(etag='W/"b"')):
         with pytest.raises(AppStateError, match="was deleted"):
@@ -351,7 +350,6 @@ def test_refused_deletion_leaves_the_state_alive(grant, app_state):
     state = make_state()
     with pytest.raises(FHIRPreconditionFailedError):
         app_state.delete(state)
-    assert not state.is_deleted
     app_state.update(state, VALUES)
 
 

@@ -61,7 +61,7 @@ endpoint error error_code etag evidence expires_at form_encode
 generated grant_types_supported host
 id_token_signing_alg_values_supported insecure_hosts interaction
 introspection_endpoint_auth_methods_supported
-introspection_endpoint is_deleted issuer jwks_uri jwks_url kid kind label
+introspection_endpoint issuer jwks_uri jwks_url kid kind label
 launch_url letters level login_url management_endpoint method
 max_size missing name now path port preset query read redirect_uri
 refresh_expires_at registration_endpoint removed request_id resource_type
