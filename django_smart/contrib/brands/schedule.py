@@ -1,7 +1,7 @@
 """
 The schedule for Celery beat::
 
-    from django_smart.contrib.brands.schedule import BEAT_SCHEDULE as BRANDS_SCHEDULE
+    from django_smart.contrib.brands.schedule import BRANDS_SCHEDULE
     from django_smart.schedule import BEAT_SCHEDULE
 
     CELERY_BEAT_SCHEDULE = {**BEAT_SCHEDULE, **BRANDS_SCHEDULE}
@@ -12,9 +12,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-__all__ = ["BEAT_SCHEDULE"]
+__all__ = ["BRANDS_SCHEDULE"]
 
-BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
+BRANDS_SCHEDULE: dict[str, dict[str, Any]] = {
     "django_smart.import_known_brands": {
         "task": "django_smart.contrib.brands.tasks.import_known_brands",
         "schedule": timedelta(days=1),
