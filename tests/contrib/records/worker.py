@@ -1,30 +1,36 @@
-"""A Celery worker that is told to read the due records, and which a test kills."""
+"""
+A Celery worker that is told to read the due records, and which is killed.
+
+``python -m tests.contrib.records.worker QUEUE DIRECTORY MOMENT``
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import django
 
 
-def main(queue: str, directory: str) -> None:
-    """Read into files if there is a *directory*, or else into the database."""
+def main(queue: str, directory: str, moment: str) -> None:
+    """
+    Read into files if there is a *directory*, or else into the database.
+
+    Args:
+        moment: when the sink kills the process; see ``KillingSink``.
+    """
     django.setup()
 
     from django.conf import settings
 
     from django_smart.contrib.records.tasks import sync_due_records
     from tests.celery import app
+    from tests.contrib.records.killing import KillingSink
 
     settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
     settings.MEDIA_ROOT = directory
-    settings.SMART_RECORDS_SINK = (
-        "tests.contrib.records.worker.build_files"
-        if directory
-        else "django_smart.contrib.records.sinks.ModelSink"
-    )
+    KillingSink.moment = moment
+    settings.SMART_RECORDS_SINK = "tests.contrib.records.killing.build_sink"
     Path(queue).mkdir(exist_ok=True)
     app.conf.update(
         broker_url="filesystem://",
@@ -37,15 +43,6 @@ def main(queue: str, directory: str) -> None:
     )
     sync_due_records.delay()
     app.worker_main(["worker", "--pool=solo", "--loglevel=WARNING"])
-
-
-def build_files() -> Any:
-    """Return the sink that the setting names."""
-    from django.conf import settings
-
-    from django_smart.contrib.records.sinks import NDJSONSink
-
-    return NDJSONSink(settings.MEDIA_ROOT)
 
 
 if __name__ == "__main__":
