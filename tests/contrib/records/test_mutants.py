@@ -70,7 +70,7 @@ MUTANTS = (
     (
         Mutant(
             attack="our clock instead of the server's",
-            patches=[(_SYNC, "(date.moment - taken", "(timezone.now() - taken")],
+            patches=[(_SYNC, "(newest - taken", "(timezone.now() - taken")],
         ),
         _PROPERTY,
     ),
