@@ -10,7 +10,7 @@ from django_smart.protocol.quirks import QUIRKS
 from django_smart.servers.presets import PRESETS
 from tests.docs.blocks import DOCS
 
-_PAGE = (DOCS / "reference" / "vendors.rst").read_text(encoding="utf-8")
+_PAGE = (DOCS / "how-to" / "register.rst").read_text(encoding="utf-8")
 _, _, _WITHOUT = _PAGE.partition("\nWithout a preset\n")
 
 
