@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -27,12 +26,11 @@ from ..exceptions import (
 )
 from ..models import ClientRegistration, TokenGrant
 from ..protocol.client_auth import ClientAuthentication
-from ..protocol.messages import HTTPRequest, HTTPResponse
+from ..protocol.messages import HTTPRequest
 from ..protocol.token import build_refresh_request
 from ..servers.discovery import get_configuration
 from ..servers.http import (
     build_client_authentication,
-    send,
     send_patiently,
     whole_call_seconds,
 )
@@ -55,8 +53,6 @@ logger = logging.getLogger(__name__)
 _USE_PRECISION = timedelta(days=1)
 # Seconds for which a grant that was read is assumed to be current.
 _KNOWN_FOR = 60.0
-
-_Send = Callable[..., HTTPResponse]
 
 
 # A site's view may fail during a refresh; the error report must not show tokens.
@@ -107,7 +103,7 @@ def renew_access_token(grant: TokenGrant, rejected: str) -> str:
 
 def refresh_grant(grant: TokenGrant) -> bool:
     """
-    Refresh *grant* in the background, unless another process does or did.
+    Refresh *grant* for an operator, unless another process does or did.
 
     Args:
         grant: as it was when found to be due; tokens stored since are noticed.
@@ -119,10 +115,7 @@ def refresh_grant(grant: TokenGrant) -> bool:
     """
     refuse_in_transaction()
     _check_user(grant)
-    # The worker retries later anyway, so it does not wait for a busy server.
-    return _try_refresh(
-        grant, send=lambda build_request, server: send(build_request(), server=server)
-    )
+    return _try_refresh(grant)
 
 
 def _note_use(grant: TokenGrant, *, now: datetime) -> None:
@@ -169,9 +162,9 @@ def _take_over(grant: TokenGrant, fresh: TokenGrant) -> None:
 
 
 def _refresh_outside_transaction(grant: TokenGrant, *, rejected: str | None) -> None:
-    attempt = partial(_try_refresh, send=send_patiently)
+    find = partial(_find, grant.pk)
     try:
-        fresh = get_fresh_grant(partial(_find, grant.pk), attempt, rejected=rejected)
+        fresh = get_fresh_grant(find, _try_refresh, rejected=rejected)
     except RefreshInTransactionError:
         # It was called before atomic() started: its outcome is the reason.
         if grant.refresh_failure is None:
@@ -197,7 +190,7 @@ def _check_user(grant: TokenGrant) -> None:
         raise ReauthorizationRequiredError("The user of this grant is deactivated.")
 
 
-def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:
+def _try_refresh(grant: TokenGrant) -> bool:
     """
     Refresh *grant* if its lease is free; return ``False`` if it is held elsewhere.
     """
@@ -222,7 +215,6 @@ def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:
         grant,
         partial(
             _refresh_with_lease,
-            send=send,
             token_endpoint=configuration.token_endpoint,
             held_until=time.monotonic() + lease_length().total_seconds(),
         ),
@@ -252,7 +244,7 @@ def _check_not_stopped(registration: ClientRegistration) -> None:
 
 
 def _refresh_with_lease(
-    grant: TokenGrant, *, send: _Send, token_endpoint: str, held_until: float
+    grant: TokenGrant, *, token_endpoint: str, held_until: float
 ) -> bool:
     latest = held_until - whole_call_seconds()
 
@@ -275,7 +267,7 @@ def _refresh_with_lease(
         latest = float("inf")
         return request
 
-    response = send(build, server=grant.registration.server)
+    response = send_patiently(build, server=grant.registration.server)
     try:
         finish = take_answer(grant, response)
     except TokenResponseError as exc:
