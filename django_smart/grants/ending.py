@@ -59,7 +59,6 @@ _CLIENT_REFUSED = "invalid_client"
 # How long tokens wait after a failed attempt, and the others of a server that did not
 # respond.  Those of a server that took longer than these seconds wait for a while, too.
 _WAIT = timedelta(minutes=15)
-_CHUNK = 1000
 _SLOW, _WAIT_OF_SLOW = 5.0, timedelta(minutes=1)
 
 
@@ -175,7 +174,7 @@ def supersede_all(*, now: datetime) -> None:
             .filter(number__gt=1)
         )
         newest.update(row["newest"] for row in several)
-    for grant in TokenGrant.objects.filter(pk__in=newest).iterator(_CHUNK):
+    for grant in TokenGrant.objects.filter(pk__in=newest).iterator():
         supersede_grants(grant, now=now)
 
 
@@ -187,7 +186,7 @@ def end_unused_grants(*, now: datetime) -> None:
     if can_be_deactivated():
         unused.append(active.filter(user__is_active=False))
     for grants in unused:
-        for grant in grants.iterator(_CHUNK):
+        for grant in grants.iterator():
             disconnect_grant(grant)
 
 

@@ -27,27 +27,26 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _Stop = ClientRegistration.StopReason
+# Why, and what else than an operator resumes it.
 _STOPPED = {
-    _Stop.CREDENTIALS_REFUSED: "the server refused our credentials (invalid_client)",
-    _Stop.GRANTS_REFUSED: "the server refuses the refresh tokens of nearly all grants",
-    _Stop.TOKENS_NOT_STORED: "the database refused to store new tokens",
+    _Stop.CREDENTIALS_REFUSED: (
+        "the server refused our credentials (invalid_client)",
+        ", or its credentials are changed",
+    ),
+    _Stop.GRANTS_REFUSED: (
+        "the server refuses the refresh tokens of nearly all grants",
+        "",
+    ),
+    _Stop.TOKENS_NOT_STORED: (
+        "the database refused to store new tokens",
+        ", or the database stores them again",
+    ),
 }
 # So many refusals with hardly a success in between are no coincidence.
 _LOST_AT_ONCE = 20
 _LOST_WITHIN = timedelta(hours=1)
 # Time between two attempts for a stopped registration.
 _PROBE_PAUSE = timedelta(minutes=5)
-_FIRST_PROBES = {
-    # Immediately: the grants themselves may have been refused.
-    _Stop.CREDENTIALS_REFUSED: DatabaseNow(),
-    _Stop.GRANTS_REFUSED: DatabaseNow(_PROBE_PAUSE),
-    _Stop.TOKENS_NOT_STORED: DatabaseNow(_PROBE_PAUSE),
-}
-_RESUMED_BY = {
-    _Stop.CREDENTIALS_REFUSED: ", or its credentials are changed",
-    _Stop.GRANTS_REFUSED: "",
-    _Stop.TOKENS_NOT_STORED: ", or the database stores them again",
-}
 
 
 def stop_refreshes(registration: ClientRegistration, *, reason: str) -> None:
@@ -64,18 +63,21 @@ def stop_refreshes(registration: ClientRegistration, *, reason: str) -> None:
         rows = rows.exclude(refresh_stop_reason__in=[reason, _Stop.GRANTS_REFUSED])
     else:
         rows = rows.filter(refresh_stopped_at__isnull=True)
+    # Credentials are tried again immediately: the grants may have been refused instead.
+    is_tried_now = reason == _Stop.CREDENTIALS_REFUSED
     stopped = rows.update(
         refresh_stopped_at=DatabaseNow(),
         refresh_stop_reason=reason,
-        refresh_probe_at=_FIRST_PROBES[_Stop(reason)],
+        refresh_probe_at=DatabaseNow() if is_tried_now else DatabaseNow(_PROBE_PAUSE),
     )
     if stopped:
+        why, resumed_by = _STOPPED[_Stop(reason)]
         logger.error(
             "Registration %s: %s. Its grants are kept and not refreshed until the "
             "registration is resumed in the admin or by smart_refresh --resume%s.",
             registration.pk,
-            _STOPPED[_Stop(reason)],
-            _RESUMED_BY[_Stop(reason)],
+            why,
+            resumed_by,
         )
 
 
