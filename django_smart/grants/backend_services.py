@@ -212,7 +212,7 @@ def _fetch(grant: TokenGrant) -> bool:
     grant.scope = grant.scope_granted = str(tokens.scopes)
     with waiting_for_locks():
         is_stored = TokenGrant.objects.store_refreshed(
-            grant, used_digest="", changed=("scope", "scope_granted")
+            grant, used_digest="", changed=["scope_granted"]
         )
     if not is_stored:
         # Ended here in the meantime. The token is discarded and expires in minutes.

@@ -61,11 +61,6 @@ _PASSING = frozenset({"server_error", "temporarily_unavailable"})
 # so long, has ended if another one of its registration was refreshed meanwhile.
 _REFUSALS = 5
 _REFUSED_FOR = timedelta(days=1)
-# Written only if they did: each column takes time, and another process may have set it.
-_SELDOM_CHANGED = (
-    *("scope", "patient_id", "encounter_id"),
-    *("ends_at", "ends_soon_at", "end_announced"),
-)
 
 
 def take_answer(
@@ -346,8 +341,8 @@ def _keep_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
 
 
 def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> list[str]:
-    """Put *tokens* into *grant*; return which of the fields that seldom change did."""
-    before = {name: getattr(grant, name) for name in _SELDOM_CHANGED}
+    """Put *tokens* into *grant*; return which fields to store beside the usual ones."""
+    changed, previous_end = [], grant.ends_at
     note_end(
         grant,
         reported=tokens.refresh_expires_at,
@@ -367,8 +362,7 @@ def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> list[str
         grant.encounter_id = tokens.context.encounter or ""
     grant.scope = str(tokens.scopes)
     grant.refresh_due_at = get_refresh_due_at(grant) if grant.is_offline else None
-    changed = [each for each, value in before.items() if getattr(grant, each) != value]
-    if "ends_at" in changed:
+    if grant.ends_at != previous_end:
         # A new end was not announced, whatever was announced of the old one meanwhile.
         changed.append("end_announced")
     if tokens.context_changed:

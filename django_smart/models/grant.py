@@ -438,6 +438,7 @@ _REFRESHED = (
     *("access_token", "refresh_token", "refresh_token_digest"),
     *("received_at", "expires_at", "refresh_due_at", "refresh_failures"),
     *("was_restored", "last_error", "lease_owner", "lease_expires_at"),
+    *("scope", "patient_id", "encounter_id", "ends_at", "ends_soon_at"),
 )
 
 # Refresh this long before expiry, or a tenth of the token's lifetime if that is less.
