@@ -323,15 +323,6 @@ class _Turn:
     def _make_ready(self) -> None:
         """Find token endpoint and credentials; postpone grants without them."""
         grants = [grant for grant, _ in self._todo]
-        try:
-            if not self._clients:
-                get_configuration(self._server)
-        except SMARTError as exc:
-            self._note_failure(exc)
-            self._postpone(grants, exc)
-            self._todo.clear()
-            self._is_over = True
-            return
         for pk in {grant.registration_id for grant in grants} - self._clients.keys():
             registration = self._registrations[pk]
             try:
@@ -343,6 +334,8 @@ class _Turn:
                 )
                 self._clients[pk] = endpoint, authenticate
             except SMARTError as exc:
+                if is_outage(exc):
+                    self._note_failure(exc)
                 own = [each for each in grants if each.registration_id == pk]
                 self._postpone(own, exc)
                 self._stopped.add(pk)
