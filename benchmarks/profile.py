@@ -60,7 +60,7 @@ def main() -> None:
 def _prepare_refresh(stub: Stub, registration: Any) -> Callable[[], Any]:
     from django.utils import timezone
 
-    from django_smart.grants.engine import serve
+    from django_smart.grants.turn import serve
     from django_smart.models import TokenGrant
 
     now = timezone.now()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from .grants import engine
 from .grants.ending import revoke_pending
+from .grants.engine import run_tick
+from .grants.turn import serve
 from .launches.held import end_expired_launches
 from .launches.purge import purge as _purge
 from .servers import discovery, signing_keys
@@ -35,7 +36,7 @@ def refresh_due_grants() -> None:
 
     After that, revoke at their EHRs the tokens of grants that have ended here.
     """
-    engine.run_tick(refresh_grants.delay)
+    run_tick(refresh_grants.delay)
     revoke_pending()
 
 
@@ -56,7 +57,7 @@ def refresh_grants(server_id: int, token: str = "") -> None:
         server_id: primary key of the server.
         token: names the turn to share, for a server with several ``turns``.
     """
-    engine.serve(server_id, token=token, send=refresh_grants.delay)
+    serve(server_id, token=token, send=refresh_grants.delay)
 
 
 @shared_task(ignore_result=True)

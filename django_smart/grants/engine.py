@@ -17,12 +17,7 @@ from ..models.server_state import has_ended, is_silent
 from .deployment import note_tick
 from .turn import RefreshResult, serve
 
-__all__ = [
-    "RefreshResult",
-    "refresh_for",
-    "run_tick",
-    "serve",
-]
+__all__ = ["refresh_for", "run_tick"]
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from django.utils import timezone
 from django_smart import tasks
 from django_smart.exceptions import SMARTError, TokenError
 from django_smart.grants.deployment import is_owner
-from django_smart.grants.engine import RefreshResult
 from django_smart.grants.refresh import get_access_token
+from django_smart.grants.turn import RefreshResult
 from django_smart.launches.purge import purge
 from django_smart.models import (
     ClientRegistration,

@@ -12,7 +12,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.utils import timezone
 
-from django_smart.grants.engine import RefreshResult
+from django_smart.grants.turn import RefreshResult
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,

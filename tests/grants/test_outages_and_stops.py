@@ -17,9 +17,10 @@ from django.utils import timezone
 from django_smart import transport
 from django_smart.exceptions import SMARTError, TokenError
 from django_smart.grants import turn
-from django_smart.grants.engine import RefreshResult, refresh_for
+from django_smart.grants.engine import refresh_for
 from django_smart.grants.refresh import get_access_token, refresh_grant
 from django_smart.grants.stopping import resume_refreshes, stop_refreshes
+from django_smart.grants.turn import RefreshResult
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from django_smart.signals import grant_lost

@@ -11,8 +11,8 @@ from django.db import connection
 from django.utils import timezone
 from werkzeug.wrappers import Request, Response
 
-from django_smart.grants.engine import RefreshResult
 from django_smart.grants.refresh import get_access_token
+from django_smart.grants.turn import RefreshResult
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator

@@ -22,7 +22,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from django_smart.grants.engine import RefreshResult
+from django_smart.grants.turn import RefreshResult
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.factories import make_due, make_grants, make_registration, reload_grant

@@ -26,8 +26,9 @@ from django.utils import timezone
 
 from django_smart.exceptions import ReauthorizationRequiredError
 from django_smart.grants import turn
-from django_smart.grants.engine import RefreshResult, run_tick, serve
+from django_smart.grants.engine import run_tick
 from django_smart.grants.refresh import get_access_token
+from django_smart.grants.turn import RefreshResult, serve
 from django_smart.models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator

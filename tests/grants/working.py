@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from django_smart.grants.engine import RefreshResult, run_tick, serve
+from django_smart.grants.engine import run_tick
+from django_smart.grants.turn import RefreshResult, serve
 from django_smart.models import FHIRServer, TokenGrant
 from django_smart.models.clock import DatabaseNow
 from django_smart.testing import EHRSimulator

@@ -12,9 +12,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django_smart.exceptions import SMARTError
 from django_smart.grants.deployment import adopt_grants, hold_grants, is_owner
 from django_smart.grants.ending import revoke_pending
-from django_smart.grants.engine import RefreshResult, refresh_for
+from django_smart.grants.engine import refresh_for
 from django_smart.grants.refresh import refresh_grant
 from django_smart.grants.stopping import resume_refreshes
+from django_smart.grants.turn import RefreshResult
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 
 __all__ = ["Command"]
