@@ -104,12 +104,8 @@ def _write(add: Callable[[], None]) -> None:
     if is_in_transaction():
         # All processes write these rows: no transaction may keep one locked.
         using = router.db_for_write(RefreshCount)
-        transaction.on_commit(partial(_try, add), using=using)
-    else:
-        _try(add)
-
-
-def _try(add: Callable[[], None]) -> None:
+        transaction.on_commit(partial(_write, add), using=using)
+        return
     try:
         add()
     except DatabaseError as exc:
