@@ -331,6 +331,19 @@ def test_server_that_refuses_nearly_all_grants_loses_few(
     assert TokenGrant.objects.active().count() == 100
 
 
+def test_refusals_that_a_killed_process_met_count_as_well(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 40)
+    # All that is left of that process is in the rows.
+    TokenGrant.objects.filter(pk__in=grant_ids[:20]).lose(error="invalid_grant")
+    _lose(ehr, grant_ids[20:])
+    refresh_due()
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "grants_refused"
+    assert TokenGrant.objects.active().count() == 20
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [160, pytest.param(20_000, marks=pytest.mark.long)])
