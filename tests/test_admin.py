@@ -491,6 +491,20 @@ def test_fault_of_a_server_stands_beside_its_field(
     assert message in errors[name].as_text()
 
 
+def test_server_page_has_no_empty_sections(admin_client, rows):
+    def fields(url):
+        return flatten_fieldsets(admin_client.get(url).context["adminform"].fieldsets)
+
+    readonly = {"configuration", "health", "moved_values", "report"}
+    assert readonly.isdisjoint(fields(url_of(FHIRServer, "add")))
+    server = rows[FHIRServer]
+    shown = fields(url_of(FHIRServer, "change", server.pk))
+    assert readonly.intersection(shown) == readonly - {"moved_values"}
+    server.discovered.moved = {"token_endpoint": "https://new.example.org/token"}
+    server.discovered.save()
+    assert "moved_values" in fields(url_of(FHIRServer, "change", server.pk))
+
+
 def test_server_page_tells_what_it_offers(admin_client, rows):
     url = url_of(FHIRServer, "change", rows[FHIRServer].pk)
     content = admin_client.get(url).content.decode()

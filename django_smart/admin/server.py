@@ -93,6 +93,7 @@ def _describe_observation(one: Observation) -> SafeString:
 
 
 _OFFER = _("Server configuration")
+_GRANTS = _("Grants")
 _REPORT = _("What this EHR did, last 30 days")
 # Of the server's state, shown as they are.
 _TIMES = ("configuration_fetched_at", "jwks_fetched_at", "discovery_failed_at")
@@ -144,7 +145,7 @@ class FHIRServerAdmin(TrustAdmin):
             {"fields": ("base_url", "preset", "name", "slug", "is_active")},
         ),
         (_OFFER, {"fields": ("configuration", "moved_values")}),
-        (_("Grants"), {"fields": ("health",)}),
+        (_GRANTS, {"fields": ("health",)}),
         (
             _REPORT,
             {
@@ -213,11 +214,13 @@ class FHIRServerAdmin(TrustAdmin):
         )
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Hide sections that would be empty for a new server."""
+        """Hide sections that would be empty."""
         fieldsets = list(super().get_fieldsets(request, obj))
         if obj is None:
-            unknown = (_OFFER, _REPORT)
+            unknown = (_OFFER, _GRANTS, _REPORT)
             return [each for each in fieldsets[:-1] if each[0] not in unknown]
+        if not obj.discovered.moved:
+            fieldsets = [_without(each, {"moved_values"}) for each in fieldsets]
         may_change = self.has_change_permission(request, obj)
         if not (has_trust(request) and may_change):
             # Read from the row, the headers would be shown; quirks are no columns.
@@ -393,9 +396,9 @@ class FHIRServerAdmin(TrustAdmin):
         return _end_of_pause(obj)
 
     @admin.display(description=_("refresh"))
-    def health(self, obj: FHIRServer) -> SafeString | str:
+    def health(self, obj: FHIRServer) -> SafeString:
         """All that is known, as a list."""
-        return as_facts(_describe_health(obj)) if obj.pk else EMPTY
+        return as_facts(_describe_health(obj))
 
     @admin.display(description=_("deviations"))
     def report(self, obj: FHIRServer) -> SafeString | str:
