@@ -96,6 +96,7 @@ class ConnectionsView(ProtocolView):
         url = build_choice_url(account)
         context = {
             "identity": account,
+            "people": _get_people(self._get_shown(request), account),
             "may_choose": may_choose(request, account),
             "next": get_next_url(request, request.GET.get("next", "")),
             "after_sign_out": find_site_sign_in(request, url)
@@ -134,6 +135,7 @@ class ConnectionsView(ProtocolView):
         servers = {each.server.slug: str(each.server) for each in accounts}
         for account in accounts:
             account.name = tell_apart(servers)[account.server.slug]
+            account.people = _get_people(shown, account)
             account.choice_url = build_choice_url(account)
         context = {
             "grants": shown,
@@ -300,6 +302,12 @@ def _read_pk(values: QueryDict, name: str) -> int:
 
 def _is_active(grant: TokenGrant) -> bool:
     return grant.status == TokenGrant.Status.ACTIVE
+
+
+def _get_people(grants: Iterable[TokenGrant], account: Identity) -> list[str]:
+    """Whose records *account* has connected, which tells one account from another."""
+    own = [each for each in grants if each.identity_id == account.pk]
+    return sorted({each.patient_name for each in own if each.patient_name})
 
 
 def _add_runs(grants: Iterable[Any]) -> None:

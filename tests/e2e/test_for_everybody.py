@@ -92,7 +92,7 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/smart/login/?server=harbour", ".smart-check span"),
+        ("/pages/choice/now/", ".smart-answers p"),
         ("/pages/decide/link/named/", ".smart-answers p"),
     ],
 )

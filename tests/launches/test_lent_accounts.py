@@ -214,6 +214,21 @@ def test_user_lets_a_connected_account_sign_them_in(
     assert _log_in(make_browser(host="testserver"), evil, person) == str(vera.pk)
 
 
+def test_accounts_at_one_hospital_are_told_apart_by_whose_records_they_connected(
+    evil: EHRSimulator, vera: Any
+) -> None:
+    browser = _sign_in("vera")
+    people = [name for name in evil.users if name.startswith("Patient/")][:2]
+    for person, name in zip(people, ("Ada", "Ben"), strict=True):
+        _connect(browser, evil, person)
+        TokenGrant.objects.note_patient_name(TokenGrant.objects.latest("pk"), name)
+    accounts = browser.get("/smart/connections/").context["accounts"]
+    assert [each.people for each in accounts] == [["Ada"], ["Ben"]]
+    page = browser.get(accounts[1].choice_url).content
+    assert b"Ben" in page
+    assert b"Ada" not in page
+
+
 @pytest.mark.parametrize("next_url", ["https://evil.example.net/", "//evil.example"])
 def test_choice_leads_nowhere_else(
     evil: EHRSimulator, person: str, vera: Any, next_url: str
