@@ -18,6 +18,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models.signals import post_save
 from django.http import HttpRequest, HttpResponse
+from django.test.utils import override_script_prefix
 from django.urls import path
 
 from django_smart import signals
@@ -52,7 +53,6 @@ def remind(by: str) -> None:
     _REMINDED.append(by)
 
 
-@smart_required
 def show_and_remind(request: HttpRequest) -> HttpResponse:
     Group.objects.create(name="opened a chart")
     transaction.on_commit(lambda: remind.delay("a view"))
@@ -66,8 +66,8 @@ def send_mail(subject: str) -> None:
 
 urlpatterns = [
     *site,
-    path("reminding/", show_and_remind),
-    path("problems/", show_problems),
+    path("reminding/", smart_required(show_and_remind)),
+    path("problems/", show_problems, name="problems"),
     path("fail/", fail),
 ]
 
@@ -127,7 +127,7 @@ def test_what_a_view_leaves_for_the_commit_is_neither_kept_nor_sent(
     _REMINDED.clear()
     assert find() == []
     assert (mail.outbox, _REMINDED, count()) == ([], [], before)
-    show_and_remind.__wrapped__(HttpRequest())
+    show_and_remind(HttpRequest())
     assert len(mail.outbox) == 1
     assert _REMINDED == ["a view"]
 
@@ -154,6 +154,12 @@ def test_healthy_site_of_another_shape_is_launched(
     before = count()
     assert find() == []
     assert count() == before
+
+
+def test_site_below_a_path_is_launched_there(settings: Any) -> None:
+    settings.SMART_LAUNCH_REDIRECT_URL = "problems"
+    with override_script_prefix("/app/"):
+        assert find() == []
 
 
 def test_landing_page_that_fails_is_named_with_its_place(settings: Any) -> None:
