@@ -23,6 +23,7 @@ from django_smart.grants.refresh import get_access_token
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
+    Launch,
     ServerState,
     TokenGrant,
 )
@@ -134,6 +135,39 @@ def test_task_fetches_again_before_the_shortest_lifetime_ends(
             # A login finds everything fresh.
             assert [each.exchange for each in ehr.requests] == ["authorize", "token"]
     assert server.pk == read().pk
+
+
+# Without tasks: no beat, no worker and no cron
+
+
+@pytest.mark.usefixtures("registration")
+def test_withdrawn_key_is_noticed_by_a_sign_in(ehr: EHRSimulator) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        launch(make_browser(), ehr)
+        answer(ehr, JWKS, keys=[])
+        clock.shift(timedelta(days=1) - MINUTE)
+        assert launch(make_browser(), ehr).status == Launch.Status.OPEN
+        clock.shift(MINUTE)
+        browser = make_browser()
+        sent = start_login(browser)
+        assert get_callback(browser, ehr.authorize(sent)).status_code == 502
+    assert Launch.objects.latest("pk").error_code == "id_token_key_unknown"
+
+
+@pytest.mark.usefixtures("registration")
+def test_moved_token_endpoint_is_noticed_by_a_launch(ehr: EHRSimulator) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        launch(make_browser(), ehr)
+        moved = f"{ehr.token_endpoint}/2"
+        answer(ehr, SMART, token_endpoint=moved)
+        clock.shift(timedelta(days=1) - MINUTE)
+        start_login(make_browser())
+        assert (read().state.configuration or {})["token_endpoint"] == (
+            ehr.token_endpoint
+        )
+        clock.shift(MINUTE)
+        start_login(make_browser())
+        assert (read().state.configuration or {})["token_endpoint"] == moved
 
 
 # While a server is down
