@@ -40,6 +40,17 @@ def _press(target: Locator) -> None:
     target.page.keyboard.press("Enter")
 
 
+def _look_on_a_phone(page: Page, name: str) -> list[str]:
+    """Nothing is wrong at 375 pixels either, and nothing lies beside the page."""
+    wide = page.viewport_size
+    assert wide is not None
+    page.set_viewport_size({"width": 375, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    faults = look(page, f"{name} on a phone", exclude=OF_DJANGO)
+    page.set_viewport_size(wide)
+    return faults
+
+
 @pytest.fixture
 def empty_site(tmp_path: Path) -> ExampleSite:
     site = ExampleSite(tmp_path)
@@ -82,6 +93,7 @@ def test_pasted_base_url_leads_to_the_first_launch(
         _press(page.get_by_role("link", name="Register a client"))
         page.wait_for_url("**/add/?server=*")
         faults += look(page, "new registration", exclude=OF_DJANGO)
+        faults += _look_on_a_phone(page, "new registration")
         urls = page.locator(".smart-copy-value").all_inner_texts()
         redirect_uri, launch_url, *_ = urls
         register_at(real_ehr, redirect_uri, launch_url=launch_url, name="A1c Trend")
@@ -94,6 +106,7 @@ def test_pasted_base_url_leads_to_the_first_launch(
         assert len(touched) == 4
         page.get_by_role("heading", name="Next steps").wait_for()
         faults += look(page, "next steps", exclude=OF_DJANGO)
+        faults += _look_on_a_phone(page, "next steps")
         assert page.locator(".smart-steps li.smart-done").count() == 0
 
         _press(page.get_by_role("button", name="Test connection").last)
