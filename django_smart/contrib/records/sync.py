@@ -209,10 +209,10 @@ class Sync:
 
     def _finish(self) -> None:
         run = self._run
-        run.finished_at, run.is_finished = timezone.now(), True
-        if run.is_full:
-            run.full_at = run.started_at
         with self._storing():
+            run.finished_at, run.is_finished = timezone.now(), True
+            if run.is_full:
+                run.full_at = run.started_at
             run.save(update_fields=["finished_at", "is_finished", "full_at"])
 
     def _read_all(self) -> None:
