@@ -48,7 +48,7 @@ def test_record_is_read_and_used(ehr: EHRSimulator) -> None:
     class _Request:
         user: Any = launch.user
 
-    names = execute(USING, request=_Request, connection=connection)
+    names = execute(USING, request=_Request)
     assert names["run"] == SyncRun.objects.get()
     assert names["copy"].resource["resourceType"] == "Observation"
     told: list[Any] = []
