@@ -324,6 +324,27 @@ def test_transaction_names_the_database_that_a_router_chose(name):
     ] == []
 
 
+def test_status_of_a_launch_is_written_in_one_place():
+    """By ``LaunchQuerySet.transition()``: each arrow is one conditional UPDATE."""
+    about_launches = [
+        name
+        for name in _MODULES
+        if name == "models.launch"
+        or _room(name) in {"launches", "error_pages"}
+        or name.startswith(("views.", "admin.launch"))
+    ]
+    writers = [
+        name
+        for name in about_launches
+        for node in ast.walk(_tree(name))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"update", "aupdate", "update_or_create"}
+        and "status" in {each.arg for each in node.keywords}
+    ]
+    assert writers == ["models.launch"]
+
+
 def test_views_leave_the_transactions_of_every_database():
     # Without an alias, Django's decorator names the default database alone.
     users = [
