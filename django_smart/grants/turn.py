@@ -263,6 +263,8 @@ class _Turn:
         found: list[tuple[int, datetime, int, int]] = []
         is_probe = self._breaker.is_probe
         for each in self._registrations.values():
+            if each.pk in self._stopped:
+                continue
             rows = TokenGrant.objects.read_due(each, limit=_MOST_READ)
             self._may_be_more |= len(rows) == _MOST_READ
             if each.refresh_stopped_at is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_smart import transport
@@ -230,6 +231,19 @@ def test_server_whose_configuration_cannot_be_had_is_left_alone_too(
     assert grant.status == "active"
     # Others do not ask while nothing is known of it.
     assert grant.last_error in {"server_unreachable", "discovery_busy"}
+
+
+def test_turn_ends_when_nothing_can_be_sent_for_many_grants(
+    registration: ClientRegistration, ehr: EHRSimulator, monkeypatch: Any
+) -> None:
+    make_grants(ehr, registration, 40)
+    monkeypatch.setattr(turn, "_MOST_READ", 20)
+    with (
+        transport.mounted("https://ehr.example.org", Away()),
+        CaptureQueriesContext(connection) as queries,
+    ):
+        refresh_due()
+    assert len(queries) < 60
 
 
 # What a server asks for
