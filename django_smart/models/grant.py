@@ -416,7 +416,7 @@ def _store(grant: TokenGrant, names: Collection[str], *, used_digest: str) -> bo
     a refresh to compose it as a queryset.
     """
     connection = connections[router.db_for_write(TokenGrant)]
-    fields = [each for each in TokenGrant._meta.concrete_fields if each.name in names]
+    fields: list[Any] = [TokenGrant._meta.get_field(name) for name in names]
     values: list[Any] = [
         each.get_db_prep_save(getattr(grant, each.attname), connection)
         for each in fields
