@@ -306,7 +306,7 @@ class AllowList:
             pairs = [*pairs, *iter_parameters(asked.body)]
         for parameter, value in pairs:
             if parameter in SUBJECT_NAMES:
-                continue  # which the guard checks
+                continue  # The guard checks whose they are.
             if parameter in _OPERATION_CONTROLS:
                 self._check_control(parameter, value)
             elif parameter in names.split() or not (

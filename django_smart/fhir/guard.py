@@ -335,7 +335,7 @@ class RecordGuard:
         missing slash, and ignore the case of members (Microsoft.AspNetCore.JsonPatch,
         2026).
         """
-        if not isinstance(patch, list):  # only the server knows a FHIRPath
+        if not isinstance(patch, list):  # Only the server can evaluate a FHIRPath.
             raise FHIRRequestError(
                 "A patch under patient/ scopes must be a JSON Patch: a list of "
                 "operations."

@@ -27,7 +27,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _Stop = ClientRegistration.StopReason
-# Why, and what else than an operator resumes it.
+# Why, and what resumes it beside an operator.
 _STOPPED = {
     _Stop.CREDENTIALS_REFUSED: (
         "the server refused our credentials (invalid_client)",

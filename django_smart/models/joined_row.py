@@ -32,7 +32,7 @@ class JoinedRow(Generic[_Model]):
 
     A page under a launch reads its launch, registration, server and grant, which have
     more than a hundred columns. Django takes longer to compose that statement than the
-    database to run it, and a page took twice as long as it does now.
+    database to run it, and each page would take twice as long.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class JoinedRow(Generic[_Model]):
         for relation, (model, names) in statement.parts.items():
             part = list(islice(rest, len(names)))
             instance = model.from_db(connection.alias, names, part)
-            # Of a NULL relation, every column is NULL.
+            # If the relation is NULL, all its columns are, too.
             instances[relation] = None if instance.pk is None else instance
             if relation:
                 outer, _, name = relation.rpartition("__")
@@ -107,7 +107,7 @@ class JoinedRow(Generic[_Model]):
 
 
 def _get_converters(column: Any, connection: BaseDatabaseWrapper) -> list[Any]:
-    # Not kept: those of a database belong to one connection, and so to one thread.
+    # Not kept, because a database's converters belong to one connection and thread.
     return [
         *connection.ops.get_db_converters(column),
         *column.get_db_converters(connection),

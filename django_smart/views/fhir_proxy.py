@@ -337,7 +337,7 @@ def _check_source(
         raise ForeignPatientError(f"{source} does not say whose the Binary is.")
     reference = f"Binary/{asked.id}"
     references = {reference, f"{guard.record.base_url}/{reference}"}
-    # No other text is a link: patients write messages, too.
+    # Other texts are no links, because a patient may have written them.
     if references.isdisjoint(iter_links(resource, "reference", "url")):
         raise ForeignPatientError(f"{source} does not refer to this Binary.")
     return replace(guard, record=replace(guard.record, is_for_script=False))
