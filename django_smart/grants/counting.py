@@ -101,12 +101,14 @@ def count_lost(grant: TokenGrant, reason: str) -> None:
 
 
 def _write(add: Callable[[], None]) -> None:
+    def write() -> None:
+        try:
+            add()
+        except DatabaseError as exc:
+            logger.info("A refresh was not counted (%s)", type(exc).__name__)
+
     if is_in_transaction():
         # All processes write these rows: no transaction may keep one locked.
-        using = router.db_for_write(RefreshCount)
-        transaction.on_commit(partial(_write, add), using=using)
-        return
-    try:
-        add()
-    except DatabaseError as exc:
-        logger.info("A refresh was not counted (%s)", type(exc).__name__)
+        transaction.on_commit(write, using=router.db_for_write(RefreshCount))
+    else:
+        write()

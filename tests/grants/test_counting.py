@@ -106,3 +106,14 @@ def test_count_that_cannot_be_written_harms_nothing(
     with connection.execute_wrapper(fail):
         count_refresh(grant, "ok", seconds=0.1)
     assert read() == {}
+
+
+@pytest.mark.timeout(20)
+def test_site_test_may_run_what_waits_for_the_commit_inside_atomic(
+    registration: ClientRegistration, django_capture_on_commit_callbacks: Any
+) -> None:
+    outcomes = Outcomes(registration.server_id)
+    outcomes.add("ok", seconds=0.3)
+    with transaction.atomic(), django_capture_on_commit_callbacks(execute=True):
+        outcomes.write()
+    assert read() == {"ok": 1}
