@@ -144,6 +144,55 @@ def test_each_accepted_algorithm_verifies(algorithm):
     assert "RS256" in DEFAULT_ALGORITHMS
 
 
+@pytest.mark.compliance("IDT-12")
+@pytest.mark.parametrize(
+    ("header", "claims", "code", "evidence"),
+    [
+        ({"kid": ABSENT}, {}, "id_token_without_kid", ""),
+        ({}, {"nonce": ABSENT}, "id_token_without_nonce", ""),
+        ({}, {"iat": TIMESTAMP + 1}, "id_token_clock", "iat is 1 s in the future"),
+        ({}, {"exp": TIMESTAMP}, "id_token_clock", "exp is 0 s ago"),
+        ({}, {"exp": TIMESTAMP - 30}, "id_token_clock", "exp is 30 s ago"),
+        (
+            {},
+            {"fhirUser": "https://portal.example.org/fhir/Practitioner/123"},
+            "fhir_user_elsewhere",
+            "",
+        ),
+        (
+            {},
+            {"fhirUser": ABSENT, "profile": "Practitioner/123"},
+            "fhir_user_in_profile",
+            "",
+        ),
+    ],
+)
+def test_tolerated_deviation_of_a_token_is_noted(header, claims, code, evidence):
+    token = sign(header=header, **claims)
+    (deviation,) = validate(token, nonce_required=False).deviations
+    assert (deviation.code, deviation.evidence) == (code, evidence)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {},
+        {"iat": TIMESTAMP},
+        {"exp": TIMESTAMP + 1},
+        {"fhirUser": ABSENT},
+        {"fhirUser": ABSENT, "profile": "practitioner"},
+        {"profile": "Practitioner/123"},
+    ],
+)
+def test_token_without_deviations_has_none_noted(claims):
+    assert validate(sign(**claims)).deviations == ()
+
+
+def test_nonce_that_was_not_sent_is_no_deviation():
+    token = sign(nonce=ABSENT)
+    assert validate(token, nonce=None, nonce_required=False).deviations == ()
+
+
 # An access token that is a JWT
 
 
