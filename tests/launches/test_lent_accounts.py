@@ -445,6 +445,29 @@ def test_choice_is_stored_for_all_servers_of_the_login_group(
         assert stranger.may_sign_in is not bool(chosen)
 
 
+def test_choice_is_not_made_for_another_user_of_the_same_account(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    browser = _sign_in("vera")
+    _connect(browser, evil, person)
+    own = Identity.objects.get()
+    mallory = User.objects.create_user("mallory")
+    tenant = make_server(slug="tenant", base_url="https://tenant.example.org")
+    account = {"issuer": own.issuer, "subject": own.subject}
+    other = make_identity(
+        mallory, server=tenant, is_connected=True, may_sign_in=False, **account
+    )
+    # Both were connected before the servers had a group.
+    FHIRServer.objects.update(login_group="tenants")
+    _choose(browser, identity=own.pk)
+    other.refresh_from_db()
+    assert not other.may_sign_in
+    Identity.objects.update(may_sign_in=True)
+    _choose(browser, identity=own.pk, may_sign_in="")
+    other.refresh_from_db()
+    assert other.may_sign_in
+
+
 def test_account_that_staff_linked_counts_as_signed_in_first(
     evil: EHRSimulator, person: str, vera: Any
 ) -> None:

@@ -91,6 +91,19 @@ def test_each_client_is_started_by_its_own_url(query: str, client_id: str) -> No
     assert _get_client(started["Location"]) == client_id
 
 
+def test_urls_of_the_server_lead_to_its_default_alone(registration, patients) -> None:
+    find = ClientRegistration.objects
+    for default in (patients, None, registration):
+        for row in (registration, patients):
+            row.is_ehr_default = row.is_standalone_default = False
+            row.save()
+        if default is not None:
+            default.is_ehr_default = default.is_standalone_default = True
+            default.save()
+        assert find.find_ehr(BASE_URL) == default
+        assert find.find_standalone("harbour") == default
+
+
 @pytest.mark.usefixtures("patients")
 def test_picker_shows_the_default_alone() -> None:
     page = make_browser().get("/smart/login/").content.decode()
