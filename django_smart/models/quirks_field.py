@@ -62,4 +62,4 @@ def _check_quirks(value: Any) -> Any:
     try:
         return Quirks().replace(value)
     except QuirkError as exc:
-        raise ValidationError(str(exc), code="invalid") from exc
+        raise ValidationError(str(exc), code="quirks") from exc

@@ -46,6 +46,10 @@ MAX_URL_LENGTH = 1000
 """Characters of every URL that is stored, here and in the other models."""
 
 
+# The codes below are not "invalid": a field replaces the message of that code with its
+# own, which says nothing about the fault.
+
+
 def validate_by(check: Callable[..., object], *args: Any, **kwargs: Any) -> None:
     """Call *check*; refuse the value if it raises a ``SMARTError``."""
     try:
@@ -73,7 +77,7 @@ def validate_base_url(value: str) -> None:
 def validate_overrides(value: object) -> None:
     """Refuse values that are not valid in a SMART configuration."""
     if not isinstance(value, dict):
-        raise ValidationError(_("Enter a JSON object."), code="invalid")
+        raise ValidationError(_("Enter a JSON object."), code="overrides")
     validate_by(check_overrides, value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS)
 
 
@@ -82,7 +86,7 @@ def validate_headers(value: object) -> None:
     if not isinstance(value, dict) or not all(map(is_header, value.items())):
         raise ValidationError(
             _("Headers must be a JSON object of printable ASCII strings."),
-            code="invalid",
+            code="headers",
         )
 
 
@@ -93,12 +97,12 @@ def validate_parameters(value: object) -> None:
     ):
         raise ValidationError(
             _("Parameters must be a JSON object of non-empty strings."),
-            code="invalid",
+            code="parameters",
         )
     if taken := sorted(_RESERVED_PARAMETERS.intersection(value)):
         raise ValidationError(
             _("%(names)s cannot be set here because the protocol sets it."),
-            code="invalid",
+            code="parameters",
             params={"names": ", ".join(taken)},
         )
 
@@ -109,7 +113,7 @@ def validate_request_headers(value: str) -> None:
         headers = _parse_headers(value)
     except CredentialsError as exc:
         # The text is not quoted, not even in a traceback, because it contains keys.
-        raise ValidationError(str(exc), code="invalid") from None
+        raise ValidationError(str(exc), code="headers") from None
     validate_headers(headers)
     for name in headers:
         if name.lower() in _RESERVED_HEADERS:
@@ -118,7 +122,7 @@ def validate_request_headers(value: str) -> None:
                     "%(name)s cannot be set here because the protocol sets or "
                     "forbids it."
                 ),
-                code="invalid",
+                code="headers",
                 params={"name": name},
             )
 
@@ -131,7 +135,7 @@ def validate_origins(value: object) -> None:
     """Refuse values that are not a list of origins."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValidationError(
-            _("Origins must be a JSON list of strings."), code="invalid"
+            _("Origins must be a JSON list of strings."), code="origins"
         )
     for origin in value:
         _validate_https_url(origin, what="frame origin")
@@ -141,7 +145,7 @@ def validate_origins(value: object) -> None:
                     "%(origin)s is not an origin. Enter scheme, host and port "
                     "without a path."
                 ),
-                code="invalid",
+                code="origins",
                 params={"origin": origin},
             )
 
