@@ -92,6 +92,17 @@ def test_only_record_opens_by_itself_without_the_ehr(ehr, user, record, path):
     assert ehr.requests == []
 
 
+def test_open_records_count_for_the_limit_of_a_browser(ehr, user, record, settings):
+    settings.SMART_LAUNCHES_PER_BROWSER = 1
+    connect(make_browser(user), ehr, OTHER)
+    browser = make_browser(user)
+    for grant in TokenGrant.objects.order_by("pk"):
+        browser.post(OPEN, {"grant": grant.pk, "next": CHART})
+    first, second = Launch.objects.filter(kind="connection").order_by("pk")
+    assert (first.status, first.error_code) == ("ended", "too_many_open")
+    assert second.status == "open"
+
+
 def test_record_that_is_open_is_used_again(user, record):
     browser = make_browser(user)
     urls = {visit(browser)["Location"]}
