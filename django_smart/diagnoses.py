@@ -323,7 +323,7 @@ PAGES: Mapping[str, Page] = {
     ),
     "refused": Page(_REFUSED, _REPORT),
     "launch_refused": Page(_REFUSED, _AGAIN),
-    "access_ended": Page(_("The access to %(server)s has ended"), _AGAIN),
+    "access_ended": Page(_("Your access to %(server)s has ended"), _AGAIN),
     # The user's identity
     "not_proven": Page(_UNPROVEN, _REPORT),
     "not_proven_yet": Page(_UNPROVEN, _TRY_LATER),
