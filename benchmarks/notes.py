@@ -50,9 +50,10 @@ _REFRESH = (
     "Tried: threads that only do HTTP next to one that writes, one statement for the "
     "leases of a batch, credentials prepared once, sending the first batches before "
     "all grants are claimed, reading the registration once for a batch, and writing "
-    "only columns that changed. Writing the UPDATE out saved a third of the worker's "
-    "time; it gave way to Django's own, which reads as any other. Without gain: fewer threads, sending only as fast as is stored, and "
-    "a queue instead of ThreadPoolExecutor. "
+    "only columns that changed; writing out the UPDATE that stores the tokens, which is "
+    "in use, because a queryset composes it anew for each grant and then reaches 0.44. "
+    "Without gain: fewer threads, sending only as fast as is stored, and a queue "
+    "instead of ThreadPoolExecutor. "
     "Not done: one statement for many grants, since each response is stored immediately."
 )
 _WAITS = (
@@ -60,7 +61,7 @@ _WAITS = (
     "the package sends sixteen requests at a time and is limited by the processor. So "
     "the ratio depends on the machine: where HTTP alone took 563 µs for a grant, the "
     "same code reached 9.9 times a loop and 12.4 times a task each; where it took "
-    "844 µs, 8.1 and 10.6 times; 1,090 µs, 6.2 and 9.5 times. " + _REFRESH
+    "844 µs, 8.1 and 10.6 times; 1,150 µs, 5.9 and 7.8 times. " + _REFRESH
 )
 _SEARCH = (
     "The database does the same work; the difference is Django building four "
@@ -92,8 +93,8 @@ _SAME_WORK = (
     "no indexes for LIKE; indexes of the browser with the status, and parsing "
     "stored scopes once, which saved a fiftieth; writing an identity once an hour "
     "instead of with each launch, a thirtieth; session and last_login in one "
-    "transaction, which saved no more than single runs differ and was taken back: on SQLite, a transaction "
-    "that reads first can fail at once when another connection writes. "
+    "transaction, which saved no more than single runs differ and was taken back, since on SQLite a "
+    "transaction that reads first can fail when another connection writes. "
     "Not done: tokens in the row of the launch, and foreign keys without indexes, with "
     "which the purge and the deletion of a user would read whole tables."
 )
@@ -114,11 +115,8 @@ NOTES: dict[tuple[str, str], str] = {
     ("fhir_read", "of-session"): (
         "The package also sends through the adapter of requests; it checks boundary and "
         "scope, assigns a request id and reports the request. "
-        "It was 0.88 in a run with Python 3.11 and Django 5.2. In this run, with 3.13 and "
-        "6.1, a session is as fast as in that one, while bare urllib3 takes a quarter "
-        "longer and the other clients 7 to 13 %. The code of that run, with 3.13 on a "
-        "busy machine, took 1.13, and today's calls fewer functions: 1,455 instead of "
-        "1,558. "
+        "With Python 3.13 and Django 6.1 it was 1.06: a session is as fast there, while "
+        "bare urllib3 and the other clients take longer. "
         "Tried: reading the environment once for each host instead of for each request."
     ),
     ("fhir_read", "of-fhirclient"): (
@@ -153,7 +151,8 @@ NOTES: dict[tuple[str, str], str] = {
         "parsing the configuration once less, and reading settings and ciphers less "
         "often, 0.04; finding users by the identities that are read anyway, without a "
         "subquery, and parsing only scopes that were not granted as requested, 0.1; "
-        "writing out the statements that change a launch, which was taken back. Not done: fewer statements, since each of them enforces a rule."
+        "writing out the statements that change a launch, which was taken back. "
+        "Not done: fewer statements, since each of them enforces a rule."
     ),
     ("login", "same-work"): _SAME_WORK,
     ("assertion", "RS384"): (
@@ -177,7 +176,8 @@ NOTES: dict[tuple[str, str], str] = {
     ),
     ("refresh", "slow"): (
         "At its beginning and end, a batch has fewer concurrent requests than threads; "
-        "on four machines, the same code gave 0.897 to 0.918. "
+        "on four machines, the same code gave 0.897 to 0.918, and 0.826 on one whose "
+        "processor takes twice as long for HTTP alone. "
         "Tried: starting the next request as soon as a response arrives."
     ),
     ("claim", "postgresql"): _CLAIM,
