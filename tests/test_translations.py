@@ -149,7 +149,7 @@ def test_pages_are_in_the_readers_language(localized, language, title, path):
 @pytest.mark.parametrize(
     ("language", "title"),
     [
-        ("de", "Der Zugriff auf das Krankenhaus ist beendet"),
+        ("de", "Ihr Zugriff auf das Krankenhaus ist beendet"),
         ("es", "El acceso en el hospital ha terminado"),
         (
             "fr",
