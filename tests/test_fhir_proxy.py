@@ -823,6 +823,38 @@ def test_parameters_of_an_operation_need_no_patient():
         assert response.status_code == status
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"valueReference": {"identifier": {"value": "999"}}},
+        {"valueIdentifier": {"value": "999"}},
+        {"part": [{"name": "identifier", "valueString": "999"}]},
+    ],
+)
+def test_operation_names_the_patient_by_a_reference_alone(value):
+    proxy = Proxy(methods=("POST",), operations=("submit",))
+    for name, status in (("patient", 403), ("Subject", 403), ("note", 200)):
+        parameter = {"name": name, **value}
+        body = {"resourceType": "Parameters", "parameter": [parameter]}
+        proxy.server.on("Observation/$submit", respond({"resourceType": "Parameters"}))
+        assert proxy("POST", "Observation/$submit", body).status_code == status
+    assert len(proxy.server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Observation/$lastn?subject=Location/1",
+        "Observation/$lastn?patient=Practitioner/1",
+        "DocumentReference/$docref?patient=Location/1",
+    ],
+)
+def test_operation_is_about_the_patient_alone(path):
+    proxy = Proxy()
+    assert proxy("GET", path).status_code == 403
+    assert proxy.server.requests == []
+
+
 def test_search_may_be_sent_as_a_form():
     proxy = Proxy(methods=("GET", "POST"))
     proxy.server.on("Observation/_search", respond(bundle(OBSERVATION)))

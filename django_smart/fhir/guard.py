@@ -188,11 +188,14 @@ class RecordGuard:
             raise ForeignPatientError("This would cover every patient.")
         if asked.body is not None:
             self._check_body(asked)
-            self._refuse_others(pair for pair in iter_parameters(asked.body) if pair[1])
+            # Site code may send the Patient itself; a script has to refer to it.
+            is_script = self.record.is_for_script
+            told = iter_parameters(asked.body)
+            self._refuse_others(pair for pair in told if pair[1] or is_script)
+        self._refuse_others(pairs)
         if len(parts) == 2 and parts[-1] in _SEARCHING and asked.body is None:
             pairs = self.record.narrow(kind, pairs)
         else:
-            self._refuse_others(pairs)
             pairs = self.record.complete(kind, pairs)
         if is_about_one:
             self._read_target(asked)
