@@ -1124,6 +1124,18 @@ def test_no_change_refers_to_a_binary_in_a_form_that_a_server_shortens(link):
     assert proxy.server.requests == []
 
 
+@pytest.mark.parametrize("link", ["%50atient/p2", "Patient%2Fp2", "B%69nary/b2"])
+def test_no_change_refers_to_others_in_a_form_that_a_server_decodes(link):
+    proxy = Proxy(methods=WRITES)
+    actors = [{"reference": "Patient/p1"}, {"reference": link}]
+    told = {
+        "resourceType": "Appointment",
+        "participant": [{"actor": actor} for actor in actors],
+    }
+    assert proxy("POST", "Appointment", told).status_code == 403
+    assert proxy.server.requests == []
+
+
 def test_links_that_were_made_relative_may_be_sent_back():
     document = {
         "resourceType": "DocumentReference",

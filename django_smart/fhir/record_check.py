@@ -359,7 +359,8 @@ def check_links(body: Any, current: Any, record: Record) -> None:
         # A text is no link.
         elif isinstance(value, str) and len(value.split()) == 1:
             link = value.strip().removeprefix(base)
-            if _LINK.fullmatch(link) and not {link, _read_reference(link)} & known:
+            is_link = _LINK.fullmatch(unquote(link))
+            if is_link and not {link, _read_reference(link)} & known:
                 _refuse("The body adds a link to a Patient or a Binary.")
 
 
