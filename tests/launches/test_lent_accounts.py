@@ -271,6 +271,19 @@ def test_user_who_signs_in_again_comes_back_and_has_the_choice(
     assert _log_in(make_browser(host="testserver"), evil, person) == str(vera.pk)
 
 
+@pytest.mark.parametrize("login_url", ["/accounts/login/", "/smart/login/"])
+def test_page_of_a_choice_that_comes_too_late_leads_on(
+    evil: EHRSimulator, person: str, vera: Any, settings: Any, login_url: str
+) -> None:
+    settings.LOGIN_URL = login_url
+    browser = _sign_in("vera", minutes_ago=11)
+    _connect(browser, evil, person)
+    asking = {"account": str(Identity.objects.get().pk)}
+    for next_url, link in (("", "/smart/connections/"), ("/~a/a1c/", "/~a/a1c/")):
+        page = browser.get("/smart/connections/", asking | {"next": next_url})
+        assert f'<a href="{link}">' in page.content.decode()
+
+
 @pytest.mark.parametrize(("minutes_ago", "is_asked"), [(0, True), (11, False)])
 def test_after_both_are_mine_comes_the_choice_only_after_a_sign_in(
     evil: EHRSimulator, person: str, vera: Any, minutes_ago: int, *, is_asked: bool
