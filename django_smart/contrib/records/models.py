@@ -64,7 +64,7 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
         """
         return self.values("server_id").annotate(
             finished=Count("pk", filter=Q(is_finished=True)),
-            reading=Count("pk", filter=~Q(owner="")),
+            reading=Count("pk", filter=Q(is_finished=False) & ~Q(owner="")),
             waiting=Count("pk", filter=Q(is_finished=False, owner="")),
             oldest=Min(Coalesce("finished_at", "started_at")),
         )

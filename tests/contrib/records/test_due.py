@@ -297,6 +297,11 @@ def test_metrics_count_records_and_show_the_oldest(
     assert get("records", status="finished") is None
     sync_due_records()
     assert get("records", status="finished") == 1
+    # Its process was killed right before it let the run go.
+    SyncRun.objects.update(owner="killed")
+    assert get("records", status="finished") == 1
+    assert get("records", status="reading") == 0
+    SyncRun.objects.update(owner="")
     make_due()
     day_and_hour = 25 * 3600
     assert (get("records_oldest_seconds") or 0) >= day_and_hour
