@@ -1188,6 +1188,14 @@ def test_step_that_a_server_may_read_in_another_way_is_refused(
     assert "PATCH" not in {request.method for request in proxy.server.requests}
 
 
+def test_refused_step_tells_what_it_may_have() -> None:
+    proxy = Proxy(**ALL)
+    step = {"op": "move", "from": "/note/0/text", "path": "/note/1/text"}
+    body = json.dumps([step]).encode()
+    response = proxy("PATCH", "Observation/o1", body, content_type=JSON_PATCH)
+    assert b"may only have op, path, value." in response.content
+
+
 def test_question_of_a_patient_is_no_reference() -> None:
     proxy = Proxy(**ALL)
     proxy.server.on("Observation/o1", respond(OBSERVATION))

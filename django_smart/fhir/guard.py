@@ -352,7 +352,8 @@ class RecordGuard:
             members.add("from")
         for step in patch:
             if not isinstance(step, Mapping) or not step.keys() <= members:
-                raise FHIRRequestError("A step of the patch has unknown members.")
+                names = ", ".join(sorted(members))
+                raise FHIRRequestError(f"A step of the patch may only have {names}.")
             # Where it moves or copies from is changed as well, or kept.
             for pointer in (step.get("path"), step.get("from", "/_x")):
                 if not isinstance(pointer, str) or not _POINTER.fullmatch(pointer):
