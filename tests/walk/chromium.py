@@ -291,6 +291,8 @@ class ChromiumWalker:
         if not self._is_at_a_chart():
             return []
         touched = self._click("form[action$='/logout/'] button")
+        if not touched:
+            return []
         frame = self.place.frame
         # A page that is older than the last sign-in cannot be sent.
         if frame is not None and not frame.url.endswith("/logout/"):
@@ -392,6 +394,7 @@ class ChromiumWalker:
             # frame does not show the page that says so.
             if frame is frame.page.main_frame or "BLOCKED_BY_RESPONSE" not in str(exc):
                 raise
+            return []
         return [self.place]
 
     def _sign_in_at_ehr(self, user: str) -> None:
