@@ -93,6 +93,8 @@ class ChromiumWalker:
         self.launches = 0
         #: What a script has got in this step.
         self.part = ""
+        #: Whether the browser has hidden what this step led to.
+        self.is_blocked = False
 
     def walk(self, steps: int) -> None:
         """
@@ -123,13 +125,13 @@ class ChromiumWalker:
             step = self.random.choices(list(kinds), list(kinds.values()))[0]
             self.oracle.forget()
             self.steps.append(f"{len(self.steps)}: {self.place.name}: {step.__name__}")
-            self.part = ""
+            self.part, self.is_blocked = "", False
             try:
                 touched = step()
                 for page in {place.page for place in touched}:
                     self._settle(page)
                 self._judge(touched)
-                if not touched and step != self.expire:
+                if not (touched or self.is_blocked or step == self.expire):
                     # There was no such link, form or chart.
                     self.steps.pop()
             except Exception as exc:
@@ -390,10 +392,11 @@ class ChromiumWalker:
                 # By script: Chromium ignores a click into a frame that just appeared.
                 found.nth(number).evaluate("each => each.click()")
         except PlaywrightError as exc:
-            # Django rejects a form that is older than the last sign-in, and an EHR's
-            # frame does not show the page that says so.
+            # An EHR's frame does not show pages outside the launch, such as the one
+            # that follows a form written by hand.
             if frame is frame.page.main_frame or "BLOCKED_BY_RESPONSE" not in str(exc):
                 raise
+            self.is_blocked = True
             return []
         return [self.place]
 
@@ -454,6 +457,9 @@ class ChromiumWalker:
         """What the step did where it was taken, and that it did nothing elsewhere."""
         allowed: set[str] = set()
         noted: set[str] = set()
+        if self.is_blocked and (opened := self.place.opened) and opened.is_live:
+            # Its form may have been processed all the same.
+            allowed, noted = {opened.patient}, {opened.patient}
         for place in self.places:
             frame, jar = place.frame, place.jar
             if frame is None or not self._is_at_site(place):
