@@ -61,8 +61,8 @@ class Advice:
     What the user does next, in one sentence that agrees with whose turn it is.
 
     Attributes:
-        in_ehr: instead of ``text``, for an EHR launch whose page has no button, because
-            it can only be started again in the EHR.
+        in_ehr: instead of ``text``, for a page without a button whose launch can only
+            be started in the EHR.
     """
 
     turn: Turn
@@ -240,6 +240,10 @@ _ALLOW_COOKIES = Advice(
         "again."
     ),
 )
+_SEND_AGAIN = Advice(
+    Turn.USER,
+    _("Try again, and allow cookies for this site if it happens again."),
+)
 _APPROVE = Advice(
     Turn.USER,
     _("To continue, start again and approve the access that you are asked for."),
@@ -308,6 +312,10 @@ PAGES: Mapping[str, Page] = {
     "canceled": Page(_("You canceled, so nothing was changed"), _AGAIN),
     "signed_out": Page(_("You were signed out"), _SIGN_IN),
     "other_user": Page(_("Someone signed in after this page was opened"), _AGAIN),
+    "outdated": Page(
+        _("This page is older than your last sign-in, so nothing was changed"),
+        _SEND_AGAIN,
+    ),
     # The connection between the two systems
     "wrong_response": Page(_INVALID_RESPONSE, _REPORT),
     "wrong_address": Page(_INVALID_RESPONSE, _TELL_SUPPORT),

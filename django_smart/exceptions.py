@@ -92,7 +92,13 @@ class LaunchRequestError(SMARTError):
 
     code = "missing_parameter"
     codes = frozenset(
-        {"unknown_server", "decision_unknown", "decision_expired", "decision_declined"}
+        {
+            "unknown_server",
+            "decision_unknown",
+            "decision_expired",
+            "decision_declined",
+            "form_outdated",
+        }
     )
 
 

@@ -17,6 +17,7 @@ from tests.site.browsers import SITE_MARKS, make_mounted_browser, open_chart
 pytestmark = SITE_MARKS
 
 HARBOUR = "/smart/login/?server=harbour"
+ORIGIN = {"origin": "https://app.example.org"}
 
 
 def text_of(response: Any) -> str:
@@ -139,14 +140,13 @@ def test_signed_in_user_has_to_press_a_button(ehr, user):
     token, _ = re.findall(r'csrfmiddlewaretoken" value="(\w+)"', text_of(page))
     data = {"server": "harbour", "next": "/links/", "user": user.pk}
     data["csrfmiddlewaretoken"] = token
-    origin = {"origin": "https://app.example.org"}
-    started = browser.post("/smart/login/", data, headers=origin)
+    started = browser.post("/smart/login/", data, headers=ORIGIN)
     assert started.status_code == 302
     launch = Launch.objects.get()
     assert (launch.intent, launch.user) == (Launch.Intent.CONNECT, user)
     assert launch.next_url == "/links/"
     del data["csrfmiddlewaretoken"]
-    assert browser.post("/smart/login/", data, headers=origin).status_code == 403
+    assert browser.post("/smart/login/", data, headers=ORIGIN).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,43 @@ def test_logout_of_a_mounted_site_stays_there():
 def test_logout_cannot_be_forged(ehr):
     browser = Client(enforce_csrf_checks=True)
     assert browser.post("/smart/logout/").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "leads_to"),
+    [
+        (
+            "login/",
+            {"server": "harbour", "next": "/links/"},
+            "login/?server=harbour&next=%2Flinks%2F",
+        ),
+        ("connections/", {"grant": 1}, "connections/"),
+        ("connections/open/", {"grant": 1}, "connections/"),
+    ],
+)
+def test_form_older_than_the_last_sign_in_leads_to_a_new_one(
+    ehr, user, path, data, leads_to
+):
+    browser = make_browser()
+    browser.handler.enforce_csrf_checks = True
+    browser.force_login(user)
+    response = browser.post(f"/smart/{path}", data, headers=ORIGIN)
+    assert (response.status_code, response.context["code"]) == (403, "form_outdated")
+    assert response.context["retry"].url == f"/smart/{leads_to}"
+    assert browser.get(f"/smart/{leads_to}").status_code == 200
+
+
+def test_page_older_than_the_last_sign_in_can_still_sign_out(ehr):
+    chart = open_chart(ehr)
+    chart.browser.handler.enforce_csrf_checks = True
+    page = chart.browser.post("/smart/logout/", headers=ORIGIN)
+    assert (page.status_code, page.context["code"]) == (403, "form_outdated")
+    assert chart.get("/links/").status_code == 200
+    (action,) = re.findall(r'<form[^>]* action="([^"]+)"', text_of(page))
+    (token,) = re.findall(r'csrfmiddlewaretoken" value="(\w+)"', text_of(page))
+    values = {"csrfmiddlewaretoken": token}
+    assert chart.browser.post(action, values, headers=ORIGIN).status_code == 302
+    assert chart.get("/links/").status_code == 410
 
 
 # launch/

@@ -18,7 +18,12 @@ from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 
 from ..error_pages import Retry, harden
-from ..error_pages.retry import find_site_sign_in, reconnect, sign_in_again
+from ..error_pages.retry import (
+    find_site_sign_in,
+    reconnect,
+    sign_in_again,
+    try_again,
+)
 from ..exceptions import ReauthorizationRequiredError, SMARTError
 from ..grants.ending import disconnect_grant
 from ..launches.browser import get_browser
@@ -66,6 +71,10 @@ class LogoutView(ProtocolView):
         logout(request)
         next_url = get_next_url(request, request.POST.get("next", ""))
         return HttpResponseRedirect(there or next_url or url)
+
+    def get_error_context(self, error: SMARTError) -> dict[str, object]:
+        """Offer the button again, with a valid token."""
+        return {"signs_out": True}
 
 
 @method_decorator(never_cache, name="dispatch")
@@ -211,6 +220,10 @@ class ConnectionsView(ProtocolView):
             self._end_sign_in(request, grant.identity)
         return HttpResponseRedirect(get_protocol_url("connections"))
 
+    def get_retry(self, error: SMARTError) -> Retry | None:
+        """Offer the list again."""
+        return try_again(get_protocol_url("connections"))
+
     def _choose(self, request: HttpRequest) -> HttpResponse:
         pk = _read_pk(request.POST, "identity")
         identity = self._get_connected(request).filter(pk=pk).first()
@@ -289,7 +302,9 @@ class OpenConnectionView(ConnectionsView):
         return harden(HttpResponseRedirect(build_launch_url(launch, next_url)))
 
     def get_retry(self, error: SMARTError) -> Retry | None:
-        """Offer to connect the same organization again."""
+        """Offer to connect the same organization again, or the list."""
+        if self.registration is None:
+            return super().get_retry(error)
         next_url = get_next_url(self.request, self.request.POST.get("next", ""))
         return reconnect(self.registration, next_url=next_url)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from django.contrib.auth.decorators import login_not_required
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.http.response import HttpResponseBase
+from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import (
     sensitive_post_parameters,
     sensitive_variables,
@@ -64,17 +66,32 @@ class ProtocolView(View):
     kind = ""
     span_name = ""
 
+    # From the site's own middleware, whose page leads nowhere: the check is below.
+    @csrf_exempt
     # Reached before anyone is signed in, because a launch is the way to sign in.
     @login_not_required
     @outside_transactions
+    def dispatch(
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        """Check the form's token, and render :class:`SMARTError` as a page."""
+
+        def respond(request: HttpRequest) -> HttpResponseBase:
+            rejected = check.process_view(request, respond, args, kwargs)
+            return self._respond(
+                request, args, kwargs, is_outdated=rejected is not None
+            )
+
+        check = CsrfViewMiddleware(respond)
+        return cast("HttpResponseBase", check(request))
+
     # Codes, tokens and claims pass through here; error reports get none of them,
     # whatever filter the site uses.
     @method_decorator(sensitive_post_parameters())
     @sensitive_variables()
-    def dispatch(
-        self, request: HttpRequest, *args: Any, **kwargs: Any
+    def _respond(
+        self, request: HttpRequest, args: Any, kwargs: Any, *, is_outdated: bool
     ) -> HttpResponseBase:
-        """Call Django's, and render :class:`SMARTError` as a page."""
         if "prefetch" in request.headers.get(
             "Sec-Purpose", request.headers.get("Purpose", "")
         ):
@@ -82,6 +99,10 @@ class ProtocolView(View):
             return harden(HttpResponseForbidden())
         with span(self.span_name) as traced:
             try:
+                if is_outdated:
+                    raise LaunchRequestError(
+                        "The form has no valid CSRF token.", code="form_outdated"
+                    )
                 return super().dispatch(request, *args, **kwargs)
             except SMARTError as exc:
                 traced["error"] = exc.code

@@ -12,16 +12,14 @@ from django.contrib.auth import get_backends, login, logout
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
-from django.middleware.csrf import CsrfViewMiddleware
 from django.shortcuts import render
 from django.templatetags.static import static
 from django.utils import timezone
-from django.utils.decorators import decorator_from_middleware, method_decorator
+from django.utils.decorators import method_decorator
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.csrf import csrf_exempt
 
 from ..backends import SMARTAuthenticationBackend
 from ..clients import build_fhir_client
@@ -101,8 +99,6 @@ logger = logging.getLogger(__name__)
 _TRIED = "cookies"
 # The parameter that says that a new window led out of the EHR's frame.
 _LEFT = "frame"
-# The parameter that says that an answer was refused, so the page asks again.
-_AGAIN = "again"
 # Of Sec-Fetch-Site: a link on this site, and an address that was typed or bookmarked.
 _CHOSEN_HERE = frozenset({"same-origin", "none"})
 # A time (seconds) that keeps upstream's SessionRefresh away from our sessions.
@@ -221,7 +217,7 @@ class LoginView(ProtocolView):
         )
         chosen, next_url = self._read(values)
         url = build_login_url(**chosen, next_url=next_url)
-        if can_pass(error):
+        if can_pass(error) or error.code == "form_outdated":
             return try_again(url)
         again = None
         if error.code == _SIGNED_OUT:
@@ -487,23 +483,7 @@ class CallbackView(_CompletingView):
             self.launch = launch
 
 
-class _AskAgain(CsrfViewMiddleware):
-    """
-    Without a valid token, the page asks again.
-
-    The answer in one tab signs somebody in, which replaces the token; the page in the
-    next tab would end in Django's, which leads nowhere.
-    """
-
-    def _reject(self, request: HttpRequest, reason: str) -> HttpResponse:
-        return harden(HttpResponseRedirect(f"{request.path}?{_AGAIN}=1"))
-
-
 @method_decorator(never_cache, name="dispatch")
-# From the site's own middleware, whose check comes first.
-@method_decorator(csrf_exempt, name="dispatch")
-# A session's user changes here: also on a site that leaves the middleware out.
-@method_decorator(decorator_from_middleware(_AskAgain), name="dispatch")
 class DecideView(_CompletingView):
     """
     The page that asks the user before a launch continues: ``decide/<key>/``.
@@ -569,7 +549,6 @@ class DecideView(_CompletingView):
             or registration.create_users,
             "may_link": _may_link(request, asked, registration),
             "decide_url": url,
-            "was_not_received": _AGAIN in request.GET,
             # Not their own organizations: it may be somebody else who sees this page.
             "sign_in_url": build_login_url(next_url=url)
             if is_ehr_sign_in
@@ -583,7 +562,9 @@ class DecideView(_CompletingView):
     # Hooks for subclasses
 
     def get_retry(self, error: SMARTError) -> Retry | None:
-        """Offer to start again, if the launch started on this site."""
+        """Ask again, or offer to start again if the launch started on this site."""
+        if error.code == "form_outdated":
+            return try_again(self.request.path)
         return self._connect_again(error)
 
     # Not meant to be overridden

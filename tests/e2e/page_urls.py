@@ -159,7 +159,6 @@ def decide(request: HttpRequest, question: str, names: str) -> HttpResponse:
         "may_say_no": True,
         "may_link": question == "link" and is_named,
         "decide_url": request.path,
-        "was_not_received": not is_named,
         "sign_in_url": "/smart/login/",
         "site_sign_in_url": "/admin/login/",
     }

@@ -707,3 +707,13 @@ def test_page_that_asks_who_goes_on_works_in_the_frame(ehr, server):
     opened = browser.get(f"{answer['Location']}links/", headers=IN_FRAME)
     assert opened.status_code == 200
     assert Launch.objects.latest("completed_at").is_framed
+
+
+def test_form_older_than_the_last_sign_in_says_so_in_the_frame(ehr, server):
+    chart = open_framed(ehr)
+    chart.browser.handler.enforce_csrf_checks = True
+    page = chart.browser.post("/smart/logout/", headers=IN_FRAME)
+    assert (page.status_code, page.context["code"]) == (403, "form_outdated")
+    assert "X-Frame-Options" not in page
+    assert ANCESTORS in page["Content-Security-Policy"]
+    assert attributes(page)["csrftoken"] == FRAMED
