@@ -27,7 +27,6 @@ __all__ = [
     "Breaker",
     "Pace",
     "find_outage_codes",
-    "get_rank",
     "is_outage",
     "is_to_blame",
 ]
@@ -61,16 +60,6 @@ def is_outage(error: SMARTError) -> bool:
 def find_outage_codes() -> list[str]:
     """Return the codes of all errors that concern the server."""
     return sorted({code for error in _OUTAGES for code in _find_codes(error)})
-
-
-def get_rank(grant_failures: int, *, is_probe: bool) -> int:
-    """
-    Return which grants of a server go first: those with the lowest rank.
-
-    A grant that its server never renews has the token that expired first, and would
-    always go first. What tests a server that was down is the grant that failed least.
-    """
-    return grant_failures if is_probe else max(grant_failures - FEW_FAILURES, 0)
 
 
 def is_to_blame(grant: TokenGrant, error: SMARTError) -> bool:

@@ -42,7 +42,6 @@ from .pacing import (
     Breaker,
     Pace,
     find_outage_codes,
-    get_rank,
     is_outage,
     is_to_blame,
 )
@@ -261,7 +260,6 @@ class _Turn:
         """Find due grants, those first that are needed first; return if there are."""
         self._may_be_more = False
         found: list[tuple[int, datetime, int, int]] = []
-        is_probe = self._breaker.is_probe
         for each in self._registrations.values():
             if each.pk in self._stopped:
                 continue
@@ -270,10 +268,9 @@ class _Turn:
             if each.refresh_stopped_at is not None:
                 # The grant that failed least shows whether it works again.
                 rows = sorted(rows)[:1]
-            found += [
-                (get_rank(failures, is_probe=is_probe), expires_at, pk, each.pk)
-                for failures, expires_at, pk in rows
-            ]
+            # What failed comes last: a grant that its server never renews has the token
+            # that expired first, and enough of them pause the server for the others.
+            found += [(*row, each.pk) for row in rows]
         found.sort()
         self._due = deque((pk, registration_id) for _, _, pk, registration_id in found)
         if len(found) > _MOST_LEASED:

@@ -112,7 +112,7 @@ def test_server_is_tried_again_with_one_grant_after_each_pause(
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
+def test_after_an_outage_everything_that_waited_for_it_is_due(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 20)
@@ -136,10 +136,8 @@ def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
     state = FHIRServer.objects.get().state
     assert state.paused_until is None
     assert state.last_success_at is not None
-    # The first one tested the server: one of those that had not failed.
-    first, *others = sent
-    assert first == grant_ids[5]
-    assert others == [pk for pk in grant_ids if pk != first]
+    # Those that had failed come last: the first one tests the server.
+    assert sent == [*grant_ids[5:], *grant_ids[:5]]
 
 
 def _fail_for(ehr: EHRSimulator, grant_ids: Iterable[int]) -> None:
@@ -194,6 +192,19 @@ def test_grants_that_always_fail_do_not_hold_up_the_others(
             _end_any_pause()
             refresh_due()
         assert not find_due().filter(pk__in=others)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_grants_that_have_failed_once_do_not_hold_up_the_others(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 20)
+    # Of a part of the EHR that is down, for example.
+    failing, others = grant_ids[:12], grant_ids[12:]
+    TokenGrant.objects.filter(pk__in=failing).update(refresh_failures=1)
+    _fail_for(ehr, failing)
+    refresh_due()
+    assert not find_due().filter(pk__in=others)
 
 
 def test_grant_that_fails_alone_pauses_its_server_three_times_at_most(

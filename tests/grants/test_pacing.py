@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from django_smart.exceptions import TokenServerError
-from django_smart.grants.pacing import Breaker, Pace, get_rank
+from django_smart.grants.pacing import Breaker, Pace
 
 
 def _down(status_code: int = 500, **values: Any) -> TokenServerError:
@@ -103,8 +103,3 @@ def test_server_without_a_limit_is_asked_at_once() -> None:
     assert pace.count_within(5) > 10**6
     assert Pace(10).count_within(5) == 45
     assert Pace(0.1).count_within(5) == 1
-
-
-def test_what_always_fails_comes_last_but_for_a_test() -> None:
-    assert [get_rank(each, is_probe=False) for each in (0, 2, 5)] == [0, 0, 3]
-    assert [get_rank(each, is_probe=True) for each in (0, 2, 5)] == [0, 2, 5]
