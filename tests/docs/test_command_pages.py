@@ -106,8 +106,8 @@ def test_connect_many_hospitals(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ):
     blocks = read_blocks("how-to/connect-many-hospitals.rst")
-    listed, register, _, unknown, extra, app, url, file, *rest = blocks
-    by_server, again, schedule, link, logos, away = rest
+    listed, register, _, unknown, extra, app, imports, *rest = blocks
+    again, schedule, link, logos = rest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("APP_SECRET", "from the vendor")
     (tmp_path / register.commands[0][4]).write_text(listed.code)
@@ -122,7 +122,7 @@ def test_connect_many_hospitals(
         (name, entry["task"]) for name, entry in names["CELERY_BEAT_SCHEDULE"].items()
     ]
     assert task == import_known_brands.name
-    migrate, fetch = url.commands
+    migrate, fetch, file, by_server = imports.commands
     assert migrate == ["python", "manage.py", "migrate"]
     address = "https://fhir.example.org/r4"
     harbour = bundle(
@@ -134,8 +134,8 @@ def test_connect_many_hospitals(
     )
     host.on(_BUNDLE, harbour, ETag='"1"')
     assert "1 brands" in do(fetch).out
-    (tmp_path / file.commands[0][3]).write_bytes(birch)
-    do(file.commands[0])
+    (tmp_path / file[3]).write_bytes(birch)
+    do(file)
     assert {each.location for each in BrandBundle.objects.all()} == {
         _BUNDLE,
         "national",
@@ -168,7 +168,7 @@ def test_connect_many_hospitals(
         "user_access_brand_bundle": _BUNDLE,
     }
     server.state.save()
-    do(by_server.commands[0])
+    do(by_server)
     assert BrandBundle.objects.get(location=_BUNDLE).server == server
-    do(away.commands[0])
+    do([*fetch, "--remove"])
     assert not BrandBundle.objects.filter(location=_BUNDLE).exists()
