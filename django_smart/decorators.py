@@ -179,7 +179,10 @@ def _respond_without_launch(
     if user is None and goes and connect and (url := find_site_sign_in(request, page)):
         return harden(HttpResponseRedirect(url))
     if not records:
-        return render_error(request, error, code=code, retry=connect, extra=extra)
+        kind = "" if connect else Launch.Kind.EHR
+        return render_error(
+            request, error, code=code, retry=connect, kind=kind, extra=extra
+        )
     if len(records) == 1 and goes and records[0].status == TokenGrant.Status.ACTIVE:
         launch = open_record(request, records[0])
         return harden(HttpResponseRedirect(build_launch_url(launch, page)))

@@ -212,7 +212,9 @@ _AGAIN = Advice(
     in_ehr=_("To continue, open the app from the patient's chart again."),
 )
 _OPEN_CHART = Advice(
-    Turn.USER, _("Open the app from a patient's chart, or connect your records.")
+    Turn.USER,
+    _("Open the app from a patient's chart, or connect your records."),
+    in_ehr=_("Open the app from a patient's chart."),
 )
 _CHOOSE = Advice(
     Turn.USER,

@@ -333,7 +333,8 @@ def _render_ending(
     page = get_page(request)
     if launch is None:
         retry = connect_records(next_url=page)
-        return render_error(request, error, retry=retry, extra=extra)
+        kind = "" if retry else Launch.Kind.EHR
+        return render_error(request, error, retry=retry, kind=kind, extra=extra)
     extra["reason"] = ENDINGS.get(launch.why_ended(timezone.now()), "")
     retry = None
     # Those who sign in through the EHR may have no password here, and return to it.
