@@ -34,6 +34,7 @@ from .launches.records import (
 )
 from .launches.request_state import get_user
 from .models import Launch, TokenGrant
+from .models.server import tell_apart
 from .protocol.scopes import ScopeSet
 
 __all__ = ["find_lack", "smart_required"]
@@ -200,9 +201,12 @@ def _describe(
     if request.headers.get("Sec-Fetch-Dest", "") != "empty":
         read_names(records)
     page = get_page(request)
+    servers = [each.registration.server for each in records]
+    names = tell_apart({each.slug: str(each) for each in servers})
     return [
         {
             "grant": each,
+            "name": names[each.registration.server.slug],
             "is_over": each.status != TokenGrant.Status.ACTIVE,
             "missing": str(each.scopes.missing(scopes)),
             "connect_again": reconnect(each.registration, next_url=page),

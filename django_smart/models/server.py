@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
@@ -32,6 +33,7 @@ __all__ = [
     "MAX_URL_LENGTH",
     "FHIRServer",
     "FHIRServerQuerySet",
+    "tell_apart",
     "validate_base_url",
     "validate_by",
     "validate_headers",
@@ -491,3 +493,12 @@ class FHIRServer(models.Model):
             pass  # reported at the field itself
         except ValidationError as exc:
             raise ValidationError({"base_url": exc.messages}) from exc
+
+
+def tell_apart(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return labels by the slugs of their servers, with the slug where two are one."""
+    times = Counter(labels.values())
+    return {
+        slug: label if times[label] == 1 else f"{label} ({slug})"
+        for slug, label in labels.items()
+    }

@@ -39,9 +39,9 @@ from ..launches.request_state import get_user
 from ..launches.sign_out import find_end_session_url
 from ..models import ClientRegistration, Identity, TokenGrant
 from ..models.identity import IdentityQuerySet
+from ..models.server import tell_apart
 from .base import ProtocolView, get_next_url
 from .fresh_sign_in import build_choice_url, may_choose
-from .picker import tell_apart
 
 __all__ = ["ConnectionsView", "LogoutView", "OpenConnectionView"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from ..error_pages import harden
 from ..launches.prefix import get_protocol_url
 from ..models import ClientRegistration
 from ..models.search_words import matches_words, split_words
+from ..models.server import tell_apart
 
 __all__ = [
     "MAX_PAGE",
@@ -23,7 +23,6 @@ __all__ = [
     "Choice",
     "find_choices",
     "render_picker",
-    "tell_apart",
 ]
 
 #: Organizations on a page.
@@ -166,12 +165,3 @@ def _find_servers(words: list[str]) -> dict[str, str]:
     pairs = ordered.values_list("server__slug", "server__name")
     named = ((slug, name or slug) for slug, name in pairs)
     return {slug: name for slug, name in named if matches_words(name, words)}
-
-
-def tell_apart(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return labels by the slugs of their servers, with the slug where two are one."""
-    times = Counter(labels.values())
-    return {
-        slug: label if times[label] == 1 else f"{label} ({slug})"
-        for slug, label in labels.items()
-    }

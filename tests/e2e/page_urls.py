@@ -112,11 +112,11 @@ def records(request: HttpRequest) -> HttpResponse:
             "grant": SimpleNamespace(
                 pk=number,
                 patient_name=name,
-                registration=SimpleNamespace(server=SimpleNamespace(name=_SERVER)),
                 created_at=when,
                 ends_at=when,
                 ended_at=when,
             ),
+            "name": _SERVER,
             "is_over": number == 3,
             "missing": "patient/Observation.rs" if number == 2 else "",
             "connect_again": _RETRY,

@@ -394,6 +394,10 @@ def test_records_of_two_hospitals_are_both_offered(registration, user, record):
     response = visit(make_browser(user))
     assert get_pks(response) == [record.pk, there.pk]
     assert "Lakeside Clinic" in response.content.decode()
+    lake.server.name = record.registration.server.name
+    lake.server.save()
+    names = {each["name"] for each in visit(make_browser(user)).context["records"]}
+    assert names == {"Harbour Hospital (harbour)", "Harbour Hospital (lake)"}
 
 
 @pytest.mark.compliance("STATE-17")

@@ -11,7 +11,8 @@ from ...conf import conf
 from ...models import ClientRegistration
 from ...models.registration import ClientRegistrationQuerySet
 from ...models.search_words import split_words
-from ...views.picker import Choice, tell_apart
+from ...models.server import tell_apart
+from ...views.picker import Choice
 from .models import Brand, BrandEndpoint
 from .resources import CATEGORIES
 
