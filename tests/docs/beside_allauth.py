@@ -17,15 +17,28 @@ from tests import settings as base
 from tests.docs.blocks import read_blocks
 
 _PAGE = "how-to/users-and-sign-in.rst"
+_ALLAUTH = {
+    "INSTALLED_APPS": ["allauth", "allauth.account"],
+    "MIDDLEWARE": ["allauth.account.middleware.AccountMiddleware"],
+}
 
 
 def main() -> None:
     """Sign in by allauth, connect, come in by the EHR, and sign out by allauth."""
-    conf, urls = read_blocks(_PAGE, "Beside django-allauth")
+    (backends,) = read_blocks(_PAGE, "Beside django-allauth")
+    _, conf, *_ = read_blocks("how-to/add-to-a-site.rst")
+    (urls,) = (
+        each
+        for each in read_blocks("how-to/add-to-a-site.rst", "URLs")
+        if each.language == "python"
+    )
     values: dict[str, Any] = {
         name: value for name, value in vars(base).items() if name.isupper()
     }
     exec(conf.code, values)
+    exec(backends.code, values)
+    for name, added in _ALLAUTH.items():
+        values[name] = [*values[name], *added]
     module: Any = ModuleType("clinic_urls")
     sys.modules["clinic_urls"] = module
     settings.configure(
@@ -43,6 +56,8 @@ def main() -> None:
     )
     django.setup()
     exec(urls.code, module.__dict__)
+    accounts = module.path("accounts/", module.include("allauth.urls"))
+    module.urlpatterns.append(accounts)
     visit()
 
 

@@ -19,7 +19,7 @@ _PAGE = "how-to/users-and-sign-in.rst"
 
 @pytest.mark.process
 def test_site_with_allauth() -> None:
-    assert len(read_blocks(_PAGE, "Beside django-allauth")) == 2
+    assert len(read_blocks(_PAGE, "Beside django-allauth")) == 1
     command = (sys.executable, "-m", "tests.docs.beside_allauth")
     assert "all of it" in run(*command, cwd=DOCS.parent)
 
