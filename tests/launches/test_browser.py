@@ -362,6 +362,16 @@ def test_second_use_of_a_state_leaves_the_cookie_of_the_first(ehr):
     assert get_name(opened) not in again.cookies
 
 
+def test_second_use_of_a_state_leads_to_what_the_first_one_asks(ehr):
+    connect_as_maria(ehr)
+    browser = make_browser()
+    url = ehr.authorize(start_ehr_launch(browser, ehr))
+    tab = copy_browser(browser)
+    question = get_callback(browser, url)["Location"]
+    again = get_callback(tab, url)
+    assert (again.status_code, again.context["retry"].url) == (409, question)
+
+
 def test_start_at_the_moment_of_a_callback_leaves_its_cookie(ehr):
     browser = make_browser()
     url = ehr.authorize(start_ehr_launch(browser, ehr))
