@@ -437,6 +437,15 @@ def test_history_is_followed_page_by_page(grant, arguments, path, name):
     assert (one, one.is_complete) == ([deletion], False)
 
 
+def test_history_keeps_versions_that_the_server_does_not_number(grant):
+    entry = {"resource": {**NEW, "id": "o-1"}}
+    entries = [entry, {"resource": {**NEW, "id": "o-1", "status": "amended"}}]
+    path = "Observation/o-1/_history"
+    grant.server.on(path, respond(history(entries[0], next_url=f"{BASE}?page=2")))
+    grant.server.on(f"{BASE}?page=2", respond(history(entries[1])))
+    assert grant.client.history("Observation", "o-1") == entries
+
+
 def test_history_can_be_cut_down(grant):
     since = datetime(2026, 1, 2, tzinfo=UTC)
     query = "_since=2026-01-02T00%3A00%3A00%2B00%3A00"
