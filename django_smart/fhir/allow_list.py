@@ -179,7 +179,6 @@ class AllowList:
         """
         asked_for = [asked]
         if asked.name in BUNDLES:
-            self._require("methods", asked.method)
             self._require("batch", asked.name)
             asked_for = parse_entries(asked.body, limit=_MAX_ENTRIES)
         scopes = self.record.scopes

@@ -165,7 +165,7 @@ def _check_token_endpoint(
     if (
         registration.uses_private_key
         and get_origin(configuration.token_endpoint) != get_origin(server.base_url)
-        and "token_endpoint" not in (server.overrides or {})
+        and "token_endpoint" not in server.overrides
         and not SigningKey.objects.of(registration)
         .active()
         .filter(algorithm=registration.signing_algorithm)

@@ -262,7 +262,7 @@ def describe_configuration(server: FHIRServer) -> Iterator[tuple[str, str]]:
         # A server can send anything, such as what a terminal executes.
         shown = (each if each.isprintable() else ascii(each) for each in sorted(values))
         if text := ", ".join(shown):
-            is_set = name in (server.overrides or {})
+            is_set = name in server.overrides
             yield name, f"{text} (set manually)" if is_set else text
 
 
@@ -451,7 +451,7 @@ def _fetch_document(
     server: FHIRServer, client_id: str
 ) -> tuple[SMARTConfiguration, HTTPResponse]:
     """Fetch the configuration of one client; return it with the response."""
-    overrides = server.overrides or {}
+    overrides = server.overrides
     where: dict[str, Any] = {
         "base_url": server.base_url,
         "insecure_hosts": conf.SMART_INSECURE_HTTP_HOSTS,
@@ -505,7 +505,7 @@ def _get_keys_of_issuer(server: FHIRServer, jwks_uri: str) -> str:
     the keys, since whoever names them can impersonate its users. Unless the issuer was
     set manually, only a URL on its origin is trusted.
     """
-    is_entered = server.id_token_issuer or "jwks_uri" in (server.overrides or {})
+    is_entered = server.id_token_issuer or "jwks_uri" in server.overrides
     if is_entered or not server.discovered.issuer or not _is_foreign(jwks_uri, server):
         return jwks_uri
     return ""
@@ -627,7 +627,7 @@ def _find_pinned(server: FHIRServer) -> dict[str, str]:
     """Return the values to pin, without those that the operator set."""
     state = server.discovered
     configuration = server.read_configuration()
-    entered = server.overrides or {}
+    entered = server.overrides
     found = {
         "issuer": "" if server.id_token_issuer else state.issuer,
         "jwks_uri": state.jwks_uri,
@@ -687,7 +687,7 @@ def _check_lengths(**urls: str | None) -> None:
 
 def _build_from_overrides(server: FHIRServer) -> SMARTConfiguration | None:
     """Return the operator's manually set configuration, if it is sufficient."""
-    if not (server.overrides or {}).get("token_endpoint"):
+    if not server.overrides.get("token_endpoint"):
         return None
     return server.parse_configuration({})
 

@@ -93,7 +93,7 @@ def read_report(server: FHIRServer) -> Report:
         observations=sorted(
             found.values(), key=lambda one: (one.last_at is not None, -one.number)
         ),
-        settings=sorted([*server.quirks.as_json(), *(server.overrides or {})]),
+        settings=sorted([*server.quirks.as_json(), *server.overrides]),
     )
 
 

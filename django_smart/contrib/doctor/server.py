@@ -108,7 +108,7 @@ def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
     differing = [
         f"{name}: the server sends {json.dumps(document.get(name))}, but "
         f"{json.dumps(value)} is used"
-        for name, value in sorted((server.overrides or {}).items())
+        for name, value in sorted(server.overrides.items())
         if document.get(name) != value
     ]
     if differing:
