@@ -67,6 +67,17 @@ def test_no_step_of_a_long_walk_shows_another_patient(ehr, stack):
     walk(ehr, stacks=[stack], steps=20_000)
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [300, pytest.param(5000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])],
+)
+def test_no_step_of_a_walk_without_a_prefix_shows_another_patient(ehr, settings, steps):
+    settings.SMART_LAUNCH_PREFIX = ""
+    walker = walk(ehr, steps=steps)
+    assert walker.served["shown"] > 10
+    assert walker.served["refused"] > 50
+
+
 @pytest.mark.parametrize("stack", _BOTH)
 def test_walk_notices_a_site_that_ignores_the_address(ehr, stack, monkeypatch):
     def find_newest(self: SMARTContext) -> Launch:
@@ -80,7 +91,12 @@ def test_walk_notices_a_site_that_ignores_the_address(ehr, stack, monkeypatch):
         walk(ehr, stacks=[stack], steps=500)
 
 
-def test_walk_notices_a_site_that_guesses_without_an_address(ehr, monkeypatch):
+@pytest.mark.parametrize("prefix", ["~", ""])
+def test_walk_notices_a_site_that_guesses_without_an_address(
+    ehr, monkeypatch, settings, prefix
+):
+    settings.SMART_LAUNCH_PREFIX = prefix
+
     def find_newest(self: SMARTContext) -> Launch | None:
         launches = Launch.objects.with_related().open()
         digests = get_browser(self._request).digests

@@ -69,6 +69,8 @@ class Jar:
         self.number = number
         self.user: str | None = None
         self.opened: list[Opened] = []
+        #: Since the last sign-out; without a prefix, only one of them is shown.
+        self.counted: list[Opened] = []
         self.sign_ins = 0
         self.tabs = [Tab(each, Entry(f"{SITE}/")) for each in range(_TABS)]
         self._stacks = random.Random(number).choices(stacks, k=97)
@@ -87,6 +89,7 @@ class Jar:
     def end_all(self) -> None:
         for each in self.opened:
             each.is_live = False
+        self.counted = []
 
     def send(self, method: str, url: str, data: Any, headers: dict[str, str]) -> Any:
         """One request, as a browser sends it."""
@@ -380,8 +383,10 @@ class Walker:
             self.jar.sign_ins += 1
             self.jar.user = user
         number = sum(len(jar.opened) for jar in self.jars)
-        opened = Opened(number, patient, user, get_key(url))
+        key = get_key(url) or Launch.objects.latest("completed_at").key
+        opened = Opened(number, patient, user, key)
         self.jar.opened.append(opened)
+        self.jar.counted.append(opened)
         self._notice_the_limit()
         self._open(url, opened, referer="")
 
@@ -438,6 +443,9 @@ class Walker:
         )
 
     def _judge(self, response: Any, url: str, opened: Opened | None) -> None:
+        if not conf.SMART_LAUNCH_PREFIX:
+            counted = self.jar.counted
+            opened = counted[0] if len(counted) == 1 else None
         text = response.content.decode()
         status = response.status_code
         whose = f"launch {opened.number}" if opened else "no launch"
