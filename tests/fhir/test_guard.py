@@ -948,6 +948,18 @@ def test_scope_for_what_carries_resources_is_none_for_them(scope, members):
     assert ask(grant, path)["entry"] == [{"resource": MINE}]
 
 
+def test_scope_may_leave_the_code_of_a_system_open():
+    grant = make_grant("patient/*.rs user/Observation.rs?category=urn:lab|")
+    labelled = {
+        **OTHERS,
+        "category": [{"coding": [{"system": "urn:lab", "code": "x"}]}],
+    }
+    grant.server.on("Observation/o1", respond(labelled), respond(OTHERS))
+    assert grant.client.read("Observation", "o1") == labelled
+    with pytest.raises(ForeignPatientError):
+        grant.client.read("Observation", "o1")
+
+
 @pytest.mark.parametrize("type_", ["collection", "document", "message"])
 @pytest.mark.parametrize("level", ["user", "patient"])
 def test_bundle_that_an_operation_makes_is_none_that_is_stored(level, type_):

@@ -207,3 +207,11 @@ def test_result_with_fewer_matches_than_the_total_is_incomplete(grant, query, to
         [issue] = result.outcomes[0]["issue"]
         assert (issue["severity"], issue["code"]) == ("warning", "incomplete")
         assert issue["diagnostics"] == "The server reported 23 matches and sent 1"
+
+
+def test_total_of_a_record_is_not_compared(grant):
+    grant.server.on(
+        "Patient/p-1/$everything", respond(bundle(observation(1), total=23))
+    )
+    result = grant.client.patient("p-1").everything()
+    assert (result.is_complete, result.outcomes) == (True, [])
