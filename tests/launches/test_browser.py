@@ -275,6 +275,16 @@ def test_limit_of_open_launches_does_not_count_anew(ehr, settings):
     assert whoami(browser) == (None, "ambiguous")
 
 
+def test_second_launch_counts_after_it_has_ended(ehr):
+    browser = make_browser()
+    _, second = launch(browser, ehr), launch(browser, ehr)
+    Launch.objects.filter(pk=second.pk).end(reason="idle", now=timezone.now())
+    start_ehr_launch(browser, ehr)
+    assert get_name(second) not in get_launch_cookies(browser)
+    # Its tab may still be there, and must not write into the first chart.
+    assert whoami(browser) == (None, "ambiguous")
+
+
 def launch_without_prefix(browser, ehr, **values):
     url = ehr.authorize(start_ehr_launch(browser, ehr, **values))
     assert get_callback(browser, url).status_code == 302
