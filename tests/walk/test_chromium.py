@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import uvicorn
+from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 
 from django_smart.testing import EHRSimulator
@@ -44,15 +49,43 @@ def real_ehr(traffic: Traffic) -> Iterator[EHRSimulator]:
         yield ehr
 
 
+@contextmanager
+def _running_asgi(traffic: Traffic) -> Iterator[int]:
+    """The site by uvicorn, in a thread; gives the port."""
+    app = traffic.watch_asgi(ASGIHandler())
+    server = uvicorn.Server(
+        uvicorn.Config(app, _HOST, 0, lifespan="off", log_level="warning")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def stack() -> str:
+    """How Django is served; a test may choose the other one."""
+    return "wsgi"
+
+
 @pytest.fixture
 def site_url(
-    db: None, real_ehr: EHRSimulator, traffic: Traffic, settings: Any
+    db: None, real_ehr: EHRSimulator, traffic: Traffic, settings: Any, stack: str
 ) -> Iterator[str]:
     """The site of the walks in a thread, registered at the EHR, which may embed it."""
     settings.SMART_INSECURE_HTTP_HOSTS = ["localhost", _HOST]
     settings.SMART_LAUNCHES_PER_BROWSER = 6
     settings.X_FRAME_OPTIONS = "SAMEORIGIN"
-    with running_server(traffic.watch(WSGIHandler()), _HOST, 0) as port:
+    with (
+        _running_asgi(traffic)
+        if stack == "asgi"
+        else running_server(traffic.watch(WSGIHandler()), _HOST, 0)
+    ) as port:
         url = f"http://{_HOST}:{port}"
         make_registration(
             redirect_uri=f"{url}/smart/callback/",
@@ -101,7 +134,7 @@ def test_no_step_of_a_walk_shows_another_patient(real_ehr, site_url, traffic):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize(("number", "stack"), [(1, "wsgi"), (2, "wsgi"), (3, "asgi")])
 def test_no_step_of_a_long_walk_shows_another_patient(
     real_ehr, site_url, traffic, number
 ):

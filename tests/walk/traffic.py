@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 __all__ = ["Traffic"]
 
@@ -31,6 +31,18 @@ class Traffic:
             self._add(1)
             try:
                 return answer(*args, **kwargs)
+            finally:
+                self._add(-1)
+
+        return watched
+
+    def watch_asgi(self, application: Any) -> Any:
+        """The same for an ASGI *application*."""
+
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            self._add(1)
+            try:
+                await application(scope, receive, send)
             finally:
                 self._add(-1)
 
