@@ -16,7 +16,15 @@ from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.signals import launch_completed
 from django_smart.testing import EHRSimulator
-from tests.ehr import PATIENT, SITE, get_callback, get_launch, listening, start_login
+from tests.ehr import (
+    PATIENT,
+    SITE,
+    get_callback,
+    get_launch,
+    get_launch_cookies,
+    listening,
+    start_login,
+)
 from tests.ehr import make_browser as make_anonymous
 from tests.factories import make_grant, make_identity, make_registration, make_user
 from tests.site.browsers import SITE_MARKS, Chart, make_context, open_chart
@@ -101,6 +109,7 @@ def test_open_records_count_for_the_limit_of_a_browser(ehr, user, record, settin
     first, second = Launch.objects.filter(kind="connection").order_by("pk")
     assert (first.status, first.error_code) == ("ended", "too_many_open")
     assert second.status == "open"
+    assert len(get_launch_cookies(browser)) == 1
 
 
 def test_record_that_is_open_is_used_again(user, record):
