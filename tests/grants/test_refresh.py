@@ -20,7 +20,11 @@ from django_smart.exceptions import (
     TokenServerError,
 )
 from django_smart.grants.ending import disconnect_grant, revoke_pending
-from django_smart.grants.refresh import get_access_token, renew_access_token
+from django_smart.grants.refresh import (
+    get_access_token,
+    refresh_grant,
+    renew_access_token,
+)
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
@@ -34,7 +38,13 @@ from tests.ehr import (
     listening,
     make_browser,
 )
-from tests.factories import end_wait, expire, make_registration, reload_grant
+from tests.factories import (
+    end_wait,
+    expire,
+    make_registration,
+    make_user,
+    reload_grant,
+)
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
 
@@ -65,6 +75,17 @@ def test_expired_token_is_refreshed(ehr: EHRSimulator, grant: TokenGrant) -> Non
     assert stored.received_at < due_at < stored.expires_at
     assert (stored.lease_owner, stored.lease_expires_at) == ("", None)
     assert refreshed[0]["grant"].pk == grant.pk
+
+
+def test_operator_cannot_refresh_for_a_deactivated_user(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    grant = expire(grant, ehr)
+    grant.user = make_user(is_active=False)
+    ehr.clear_requests()
+    with pytest.raises(ReauthorizationRequiredError):
+        refresh_grant(grant)
+    assert ehr.requests == []
 
 
 @pytest.mark.compliance("REF-10")

@@ -118,6 +118,18 @@ def test_context_that_a_refresh_brings_takes_the_place_of_the_old(
 
 
 @pytest.mark.compliance("REF-06")
+def test_context_that_a_refresh_brings_is_not_for_other_launches(
+    ehr: EHRSimulator, opened: Launch
+) -> None:
+    other = launch(make_browser(), ehr)
+    before = get_context(other)
+    answer(ehr, TOKEN_PATH, intent="order")
+    refresh(opened, ehr)
+    assert get_context(opened)["intent"] == "order"
+    assert get_context(other) == before
+
+
+@pytest.mark.compliance("REF-06")
 @pytest.mark.parametrize(
     "nothing",
     [

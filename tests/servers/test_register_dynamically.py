@@ -101,6 +101,21 @@ def test_client_of_the_server_is_stored_and_can_launch(ehr: EHRSimulator) -> Non
     assert not ehr.requests_to("smart-configuration")
 
 
+@pytest.mark.parametrize(
+    ("values", "scope"),
+    [
+        ({"ehr_scope": "patient/Patient.rs"}, "launch patient/Patient.rs"),
+        ({"ehr_scope": "", "standalone_scope": "openid"}, "openid"),
+    ],
+)
+def test_launch_is_registered_where_an_ehr_launch_requests_it(
+    ehr: EHRSimulator, values: dict[str, Any], scope: str
+) -> None:
+    register_dynamically(entry(**values))
+    (request,) = ehr.requests_to("register")
+    assert json.loads(request.body)["scope"] == scope
+
+
 @pytest.mark.compliance("REG-04")
 @pytest.mark.parametrize(
     ("values", "grant_types"),
