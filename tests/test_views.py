@@ -205,9 +205,15 @@ def test_logout_of_a_mounted_site_stays_there():
     assert response["Location"] == "/app/"
 
 
-def test_logout_cannot_be_forged(ehr):
+@pytest.mark.parametrize("is_in_session", [False, True])
+def test_logout_cannot_be_forged(ehr, settings, is_in_session):
+    settings.CSRF_USE_SESSIONS = is_in_session
+    # Another site's form is sent without cookies.  A new session would replace the
+    # visitor's, which signs them out as well.
     browser = Client(enforce_csrf_checks=True)
-    assert browser.post("/smart/logout/").status_code == 403
+    refused = browser.post("/smart/logout/", headers={"origin": "https://example.com"})
+    assert refused.status_code == 403
+    assert not refused.cookies
 
 
 @pytest.mark.parametrize(
@@ -245,6 +251,17 @@ def test_page_older_than_the_last_sign_in_can_still_sign_out(ehr):
     values = {"csrfmiddlewaretoken": token}
     assert chart.browser.post(action, values, headers=ORIGIN).status_code == 302
     assert chart.get("/links/").status_code == 410
+
+
+@pytest.mark.parametrize("cookie", ["sessionid", "__Host-smart_browser"])
+def test_sign_out_is_offered_for_a_session_or_for_a_launch(ehr, cookie):
+    chart = open_chart(ehr)
+    chart.browser.handler.enforce_csrf_checks = True
+    for name in list(chart.browser.cookies):
+        if not name.startswith(cookie):
+            del chart.browser.cookies[name]
+    page = chart.browser.post("/smart/logout/", headers=ORIGIN)
+    assert page.context["signs_out"] is True
 
 
 # launch/

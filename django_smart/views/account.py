@@ -73,8 +73,11 @@ class LogoutView(ProtocolView):
         return HttpResponseRedirect(there or next_url or url)
 
     def get_error_context(self, error: SMARTError) -> dict[str, object]:
-        """Offer the button again, with a valid token."""
-        return {"signs_out": True}
+        """Offer the button again, with a valid token, to a browser that needs it."""
+        # Not to one that another site sent here without cookies: the token comes with
+        # a cookie, perhaps of a new session, which would replace the browser's own.
+        user, digests = get_user(self.request), get_browser(self.request).digests
+        return {"signs_out": user is not None or bool(digests)}
 
 
 @method_decorator(never_cache, name="dispatch")
