@@ -240,6 +240,20 @@ def test_form_older_than_the_last_sign_in_leads_to_a_new_one(
     assert browser.get(f"/smart/{leads_to}").status_code == 200
 
 
+def test_form_of_another_site_leads_to_no_sign_in(ehr):
+    browser = make_browser()
+    browser.handler.enforce_csrf_checks = True
+    data = {"server": "harbour", "next": "/links/"}
+    headers = {"origin": "https://example.com"}
+    page = browser.post("/smart/login/", data, headers=headers)
+    assert page.status_code == 403
+    # Its button is a link of this site, which would redirect to the EHR at once.
+    leads_to = page.context["retry"].url
+    assert leads_to == "/smart/login/?next=%2Flinks%2F"
+    assert browser.get(leads_to).status_code == 200
+    assert not Launch.objects.exists()
+
+
 def test_page_older_than_the_last_sign_in_can_still_sign_out(ehr):
     chart = open_chart(ehr)
     chart.browser.handler.enforce_csrf_checks = True

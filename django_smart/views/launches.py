@@ -217,7 +217,10 @@ class LoginView(ProtocolView):
         )
         chosen, next_url = self._read(values)
         url = build_login_url(**chosen, next_url=next_url)
-        if can_pass(error) or error.code == "form_outdated":
+        # Another site may have sent the form. Without a user, the URL would redirect to
+        # the EHR at once, because the button is a link of this site.
+        has_page = error.code == "form_outdated" and get_user(self.request) is not None
+        if can_pass(error) or has_page:
             return try_again(url)
         again = None
         if error.code == _SIGNED_OUT:
