@@ -32,6 +32,7 @@ pytestmark = pytest.mark.django_db
 
 _HEADER = "Epic-Client-ID"
 _SECOND = "second-client"
+_OTHER = "https://other.example.org/r4"
 _CALLBACK = "https://app.example.org/smart/callback/second/"
 
 
@@ -74,6 +75,16 @@ def add_second(server: FHIRServer, client_id: str = _SECOND) -> ClientRegistrati
         is_ehr_default=False,
         is_standalone_default=False,
     )
+
+
+@pytest.mark.usefixtures("ehr")
+def test_server_does_not_see_the_clients_of_another(
+    asked: list[str | None], server: FHIRServer
+) -> None:
+    add_second(server)
+    make_registration(server__slug="other", server__base_url=_OTHER, client_id="hidden")
+    fetch_configuration(server)
+    assert asked == [CLIENT_ID, _SECOND]
 
 
 def get_own_endpoint(ehr: EHRSimulator) -> str:
