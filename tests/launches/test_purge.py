@@ -23,6 +23,7 @@ from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.signals import grant_ending, grant_revoked
 from django_smart.testing import EHRSimulator
+from tests.answers import answer
 from tests.ehr import (
     connect,
     get_callback,
@@ -300,6 +301,20 @@ def test_rows_that_a_site_protects_are_left_out_and_counted(
     # Once the site lets them go.
     result = purge()
     assert (result.launches_deleted, result.grants_deleted) == (1, 2)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_tokens_of_a_row_that_a_site_protects_are_deleted(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (kept,) = make_grants(ehr, registration, 1)
+    over = timezone.now() - timedelta(days=31)
+    TokenGrant.objects.all().end_pending_revocation(now=over)
+    answer(ehr, "/auth/revoke", status=503)
+    with _refusing(TokenGrant, {kept}, ProtectedError("Notes refer to it.", set())):
+        purge()
+    grant = TokenGrant.objects.get()
+    assert (grant.access_token, grant.refresh_token) == ("", "")
 
 
 @pytest.mark.django_db(transaction=True)
