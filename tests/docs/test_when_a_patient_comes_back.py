@@ -10,8 +10,9 @@ from django.urls import include, path
 
 from django_smart.models import ClientRegistration
 from django_smart.testing import EHRSimulator
+from django_smart.testing.client import SMARTClient
 from tests.docs.blocks import do, execute, read_blocks
-from tests.ehr import PATIENT, connect, make_browser
+from tests.ehr import connect, make_browser
 from tests.factories import make_user
 
 pytestmark = pytest.mark.django_db
@@ -51,10 +52,11 @@ def test_page(
     put_templates(medications="{{ requests|length }} found", my_records=form.code)
     pat, browser = make_user("pat"), make_browser()
     browser.force_login(pat)
-    connect(browser, ehr, user=f"Patient/{PATIENT}")
     shown = make_browser()
-    # Of one record, before there is a second.
-    execute(test)["test_patient_comes_back"](shown, pat)
+    smart_client = SMARTClient(ClientRegistration.objects.get(), ehr)
+    smart_client.force_login(pat)
+    # Connects one record, before there is a second.
+    execute(test)["test_patient_comes_back"](shown, smart_client)
     connect(browser, ehr, user=f"Patient/{OTHER}")
     text = shown.get("/my-records/").content.decode()
     assert "Marisol Jean Quillfeather (" in text
