@@ -31,10 +31,11 @@ prometheus_client = pytest.importorskip(
 )
 
 _RULES = DOCS / "how-to" / "alerts.yml"
+_TEXT = _RULES.read_text()
 _ALERTS: dict[str, str] = {
     name: re.sub(r"^\|\s+", "", expression)
     for name, expression in re.findall(
-        r"- alert: (\w+)\n +expr: (.+?)\n +(?:for|labels):", _RULES.read_text(), re.S
+        r"- alert: (\w+)\n +expr: (.+?)\n +(?:for|labels):", _TEXT, re.S
     )
 }
 _SERVERS = (
@@ -340,3 +341,5 @@ def test_every_alert_has_a_runbook_of_its_name() -> None:
     page = (DOCS / "how-to" / "runbooks.rst").read_text()
     assert len(_ALERTS) > 10
     assert re.findall(r"^(SMART\w+)\n~+$", page, re.M) == list(_ALERTS)
+    linked = re.findall(r"runbook_url: .+/how-to/runbooks\.html#(\w+)$", _TEXT, re.M)
+    assert linked == [name.lower() for name in _ALERTS]
