@@ -240,6 +240,22 @@ def test_form_older_than_the_last_sign_in_leads_to_a_new_one(
     assert browser.get(f"/smart/{leads_to}").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["login", "logout", "connections", "connections/open"])
+def test_forms_are_checked_without_the_middleware(ehr, user, settings, path):
+    settings.MIDDLEWARE = [each for each in settings.MIDDLEWARE if "Csrf" not in each]
+    browser = make_browser()
+    browser.handler.enforce_csrf_checks = True
+    browser.force_login(user)
+    data = {"server": "harbour", "user": user.pk}
+    page = browser.post(f"/smart/{path}/", data, headers=ORIGIN)
+    assert (page.status_code, page.context["code"]) == (403, "form_outdated")
+    form = browser.get("/smart/login/", {"server": "harbour"})
+    data["csrfmiddlewaretoken"] = str(form.context["csrf_token"])
+    elsewhere = {"origin": "https://example.com"}
+    assert browser.post(f"/smart/{path}/", data, headers=elsewhere).status_code == 403
+    assert browser.post(f"/smart/{path}/", data, headers=ORIGIN).status_code != 403
+
+
 def test_form_of_another_site_leads_to_no_sign_in(ehr):
     browser = make_browser()
     browser.handler.enforce_csrf_checks = True

@@ -113,7 +113,7 @@ def test_connect_many_hospitals(
     (tmp_path / register.commands[0][4]).write_text(listed.code)
     printed = do([*register.commands[0], "--offline"]).json
     assert len(printed) == len(json.loads(listed.code)) == 2
-    assert len({each["redirect_uri"] for each in printed}) == 1
+    assert len({each["redirect_uri"] for each in printed}) == 2
     assert extra.commands == [["pip", "install", "django-smart[brands]"]]
     names: dict[str, Any] = {"INSTALLED_APPS": [], "CELERY_BEAT_SCHEDULE": {}}
     exec(f"{app.code}\n{schedule.code}", names)

@@ -12,7 +12,15 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from django_smart import transport
-from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
+from django_smart.clients import build_fhir_client
+from django_smart.exceptions import FHIRUnauthorizedError
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    TokenGrant,
+)
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.errors import AuthorizationPageError
 from tests.answers import answer
@@ -26,6 +34,7 @@ from tests.ehr import (
     start_login,
 )
 from tests.factories import register_at
+from tests.known import PATIENT
 
 pytestmark = pytest.mark.django_db
 
@@ -139,6 +148,76 @@ def test_each_server_completes_at_its_own_callback(
         callback = simulator.authorize(start_login(browser, server=slug))
         assert get_callback(browser, callback).status_code == 302
         browser = make_browser()
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_in_a_group_only_a_known_issuer_tells_servers_apart(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    evil: EHRSimulator,
+    is_known: bool,
+) -> None:
+    """What docs/how-to/connect-many-hospitals.rst says is lost, and what is left."""
+    _share_callback()
+    if is_known:
+        FHIRServer.objects.filter(slug="evil").update(overrides={"issuer": evil.issuer})
+    answer(evil, "/smart-configuration", issuer=ehr.issuer, jwks_uri=ehr.jwks_uri)
+    victim, attacker = make_browser(), make_browser()
+    theirs = start_login(attacker)
+    callback = ehr.authorize(_mix(start_login(victim, server="evil"), theirs))
+    refused = get_callback(victim, callback)
+    assert refused.status_code == 400
+    if is_known:
+        assert refused.context["code"] == "issuer_mismatch"
+        assert not evil.requests_to("token")
+        return
+    # The hostile server has the code now, for the attacker's own launch.
+    (sent,) = evil.requests_to("token")
+    query = parse_qs(urlsplit(theirs).query)
+    stolen = {
+        "code": dict(sent.form)["code"],
+        "state": query["state"][0],
+        "iss": ehr.issuer,
+    }
+    response = get_callback(attacker, f"{REDIRECT_URI}?{urlencode(stolen)}")
+    assert get_launch(response).user is not None
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_in_a_group_a_hostile_server_can_receive_another_ones_token(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    evil: EHRSimulator,
+    is_known: bool,
+) -> None:
+    _share_callback()
+    if is_known:
+        FHIRServer.objects.filter(slug="evil").update(overrides={"issuer": evil.issuer})
+    names = ("issuer", "jwks_uri", "token_endpoint")
+    values: Any = {name: getattr(ehr, name) for name in names}
+    answer(evil, "/smart-configuration", **values)
+    started = urlsplit(start_login(victim := make_browser(), server="evil"))
+    asked = {name: each[0] for name, each in parse_qs(started.query).items()}
+    passed_on = urlencode({**asked, "aud": ehr.base_url})
+    callback = ehr.authorize(f"{ehr.authorization_endpoint}?{passed_on}")
+    response = get_callback(victim, callback)
+    if is_known:
+        assert response.context["code"] == "issuer_mismatch"
+        assert not ehr.requests_to("token")
+        return
+    launch = get_launch(response)
+    assert launch.grant is not None
+    token = launch.grant.access_token
+    with pytest.raises(FHIRUnauthorizedError):
+        build_fhir_client(launch.grant, launch=launch).read("Patient", PATIENT)
+    received = evil.requests_to("fhir")[0]
+    assert received.headers["Authorization"] == f"Bearer {token}"
+
+
+def _share_callback() -> None:
+    ClientRegistration.objects.update(
+        callback_group="vendor", callback_id="", redirect_uri=REDIRECT_URI
+    )
 
 
 # Who may share a callback
