@@ -209,8 +209,9 @@ def _find_error_page_fault(browser: _Browser) -> Iterator[Finding]:
     shown = response.content.decode(errors="replace")
     if response.status_code != 400:
         yield _build_broken("The error page", response, code="error_page_broken")
-    elif page and not all(
-        escape(each) in shown for each in (get_title(page, ""), get_advice(page, ""))
+    elif page and not (
+        escape(get_title(page, "")) in shown
+        and escape(get_advice(page, Launch.Kind.EHR)) in shown
     ):
         yield build_finding("error_page_broken")
 
