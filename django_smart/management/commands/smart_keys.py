@@ -122,7 +122,10 @@ class Command(BaseCommand):
         for key in keys.order_by("registration", "algorithm", "pk"):
             self._write(key)
         if not keys:
-            self.stderr.write("There are no signing keys. Run smart_keys generate.")
+            self.stderr.write(
+                "There are no signing keys. A client that you register with "
+                "private_key_jwt gets one."
+            )
 
     def _retire(self, options: dict[str, Any]) -> None:
         self._write(retire_key(options["kid"], at_once=options["now"]))
@@ -194,7 +197,8 @@ def _choose_algorithms(options: dict[str, Any]) -> list[str]:
     }
     if not used:
         raise CommandError(
-            "No shared signing key yet: run smart_keys generate --algorithm ES384."
+            "No shared signing key yet. A client that you register with "
+            "private_key_jwt gets one, or add --algorithm to generate."
         )
     return [name for name in _ALGORITHMS if name in used]
 
