@@ -596,6 +596,15 @@ def test_whoever_stays_keeps_everything_and_the_tokens_are_revoked(
     assert _signed_in(browser) == str(opened.user_id)
 
 
+def test_cancel_leaves_the_question_of_another_browser(ehr: EHRSimulator) -> None:
+    browsers = [_open_as_first(ehr)[0] for _ in range(2)]
+    second = _second_clinician(ehr)
+    other = launch(make_browser(), ehr, user=second).user
+    pages = [_get_held(_launch(each, ehr, user=second))[1] for each in browsers]
+    browsers[0].post(pages[0], {"choice": "cancel"})
+    assert get_launch(browsers[1].post(pages[1], {"choice": "no"})).user == other
+
+
 def _get_access_token(held: Launch) -> str:
     assert held.grant is not None
     return held.grant.access_token
