@@ -12,6 +12,7 @@ from django.core.management import CommandError
 
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey
+from django_smart.servers.discovery import get_configuration
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, answer
 from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, EHR_SCOPE, STANDALONE_SCOPE
@@ -675,6 +676,16 @@ def test_new_server_is_asked_once_and_offline_never(ehr):
     FHIRServer.objects.all().delete()
     assert register(*_SECRET, *_EHR).err == ""
     assert ehr.requests
+
+
+def test_known_server_is_asked_again_after_its_overrides_have_changed(ehr):
+    register(*_SECRET, *_EHR)
+    get_configuration(the_registration().server)
+    ehr.requests.clear()
+    for value, is_asked in (("{}", False), ('{"jwks_uri": null}', True)):
+        register("--set", f"overrides={value}")
+        get_configuration(the_registration().server)
+        assert bool(ehr.requests) is is_asked
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,18 @@ def test_value_that_moves_within_its_origin_is_taken(
     assert server.state.moved == {}
 
 
+def test_token_endpoint_that_moves_to_another_origin_gets_no_credentials(
+    registration: Any,
+    ehr: EHRSimulator,
+) -> None:
+    known = fetch_configuration(registration.server).token_endpoint
+    answer(ehr, SMART, token_endpoint="https://elsewhere.example/token")
+    ServerState.objects.update(configuration_fetched_at=None)
+    server = FHIRServer.objects.get()
+    assert get_configuration(server).token_endpoint == known
+    assert set(server.state.moved) == {"token_endpoint"}
+
+
 @pytest.mark.parametrize("moved", [f"{OTHER}/realms/x", f"{OTHER}/auth/realms/x/"])
 def test_issuer_of_known_identities_changes_only_if_the_operator_approves(
     moved: str, caplog: Any
