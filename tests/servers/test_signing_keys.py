@@ -421,6 +421,18 @@ def test_registration_without_its_own_key_signs_with_the_shared_one_again(
         retire_key(shared.kid)
 
 
+def test_separate_key_of_another_algorithm_signs_for_no_registration(
+    registrations: tuple[ClientRegistration, ClientRegistration],
+) -> None:
+    owner, other = registrations
+    ClientRegistration.objects.filter(pk=other.pk).update(is_active=False)
+    shared = create_signing_key("ES384")
+    create_signing_key("RS384", registration=owner)
+    with pytest.raises(KeyRotationError, match="1 active registrations"):
+        retire_key(shared.kid)
+    assert _get_kid(owner) == shared.kid
+
+
 def test_separate_key_that_its_registration_does_not_need_is_retired(
     registrations: tuple[ClientRegistration, ClientRegistration],
 ) -> None:
