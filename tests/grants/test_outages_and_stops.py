@@ -369,6 +369,20 @@ def test_refusals_that_a_killed_process_met_count_as_well(
     assert TokenGrant.objects.active().count() == 20
 
 
+def test_losses_of_another_client_stop_no_registration(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    elsewhere = make_server(slug="b", base_url="https://b.example.org/fhir")
+    make_grants(ehr, make_registration(elsewhere), 20)
+    TokenGrant.objects.all().lose(error="invalid_grant")
+    grant_ids = make_grants(ehr, registration, 2)
+    _lose(ehr, grant_ids)
+    refresh_due()
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == ""
+    assert TokenGrant.objects.active().count() == 0
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [160, pytest.param(20_000, marks=pytest.mark.long)])

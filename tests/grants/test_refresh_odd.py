@@ -18,7 +18,14 @@ from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
 from tests.answers import Respond, answer
 from tests.ehr import listening
-from tests.factories import make_due, make_grant, make_grants, reload_grant
+from tests.factories import (
+    make_due,
+    make_grant,
+    make_grants,
+    make_registration,
+    make_server,
+    reload_grant,
+)
 from tests.grants.working import refresh_due, refresh_grants
 
 pytestmark = pytest.mark.django_db
@@ -116,6 +123,20 @@ def test_new_connection_says_nothing_about_a_refused_grant(
     with time_machine.travel(timezone.now() + timedelta(hours=24)):
         make_grant(registration)
         refresh_grants([make_due(dead)])
+    assert reload_grant(dead).status == "active"
+
+
+@pytest.mark.usefixtures("database_travels")
+def test_refresh_of_another_client_says_nothing_about_a_refused_grant(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (dead,) = make_grants(ehr, registration, 1)
+    elsewhere = make_server(slug="b", base_url="https://b.example.org/fhir")
+    (other,) = make_grants(ehr, make_registration(elsewhere), 1)
+    refreshed_at = timezone.now() + timedelta(hours=23)
+    TokenGrant.objects.filter(pk=other).update(received_at=refreshed_at)
+    _refuse(ehr, dead, [*_SAME])
+    _refresh_at([0, 6, 12, 18, 24], dead)
     assert reload_grant(dead).status == "active"
 
 
