@@ -160,6 +160,15 @@ def test_site_without_https_sends_its_keys_along(
     assert "d" not in jwks["keys"][0]
 
 
+def test_client_of_a_site_without_an_address_has_a_name_as_well(
+    ehr: EHRSimulator, settings: Any
+) -> None:
+    settings.SMART_SITE_URL = ""
+    register_dynamically(entry(site_url="", system_scope="system/*.rs", ehr_scope=""))
+    (request,) = ehr.requests_to("register")
+    assert json.loads(request.body)["client_name"] == "SMART app"
+
+
 def test_public_client_gets_no_secret(ehr: EHRSimulator) -> None:
     row, _ = register_dynamically(entry(token_endpoint_auth_method="none"))
     assert (row.client_secret, row.token_endpoint_auth_method) == ("", "none")
