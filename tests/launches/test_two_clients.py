@@ -21,6 +21,7 @@ from tests.ehr import (
     make_browser,
 )
 from tests.factories import make_user
+from tests.launch_urls import get_code
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
@@ -144,6 +145,8 @@ def test_url_of_another_server_or_of_none_is_refused(ehr, patients) -> None:
     for slug in ("nowhere", "HARBOUR-2", "a\0"):
         answer = browser.get("/smart/login/", {"registration": slug})
         assert answer.status_code in (400, 403)
+    answer = browser.get("/smart/login/", {"registration": "nowhere"})
+    assert get_code(answer) == "unknown_server"
     ClientRegistration.objects.filter(pk=patients.pk).update(is_active=False)
     assert browser.get("/smart/launch/harbour-2/", query).status_code == 403
     answer = browser.get("/smart/login/", {"registration": "harbour-2"})
