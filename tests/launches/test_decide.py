@@ -915,6 +915,17 @@ def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
     assert held.status == "held"
 
 
+def test_account_of_another_user_keeps_no_one_from_connecting_theirs(
+    ehr: EHRSimulator,
+) -> None:
+    launch(make_browser(), ehr, user=_second_clinician(ehr))
+    user = make_user("maria")
+    browser = _signed_in_browser(user)
+    _, page = _get_held(_launch(browser, ehr))
+    browser.post(page, {"choice": "yes"})
+    assert Identity.objects.filter(user=user).exists()
+
+
 def test_user_connects_a_second_account_from_this_site(ehr: EHRSimulator) -> None:
     browser = _signed_in_browser(make_user("maria"))
     connect(browser, ehr)
@@ -1084,6 +1095,15 @@ def test_names_are_not_needed(ehr: EHRSimulator) -> None:
     assert made.startswith("smart-")
     assert made not in text
     assert made not in browser.get("/smart/login/?server=harbour").content.decode()
+
+
+def test_name_of_a_user_model_with_a_single_field_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    browser = _signed_in_browser(make_user("maria"))
+    monkeypatch.setattr(User, "name", "Maria Lopez", raising=False)
+    text = browser.get("/smart/login/?server=harbour").content.decode()
+    assert "Maria Lopez" in text
 
 
 @pytest.mark.parametrize("full_name", ["", None])
