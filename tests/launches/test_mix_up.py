@@ -158,9 +158,7 @@ def test_in_a_group_only_a_known_issuer_tells_servers_apart(
     is_known: bool,
 ) -> None:
     """What docs/how-to/connect-many-hospitals.rst says is lost, and what is left."""
-    _share_callback()
-    if is_known:
-        FHIRServer.objects.filter(slug="evil").update(overrides={"issuer": evil.issuer})
+    _share_callback(evil if is_known else None)
     answer(evil, "/smart-configuration", issuer=ehr.issuer, jwks_uri=ehr.jwks_uri)
     victim, attacker = make_browser(), make_browser()
     theirs = start_login(attacker)
@@ -190,9 +188,7 @@ def test_in_a_group_a_hostile_server_can_receive_another_ones_token(
     evil: EHRSimulator,
     is_known: bool,
 ) -> None:
-    _share_callback()
-    if is_known:
-        FHIRServer.objects.filter(slug="evil").update(overrides={"issuer": evil.issuer})
+    _share_callback(evil if is_known else None)
     names = ("issuer", "jwks_uri", "token_endpoint")
     values: Any = {name: getattr(ehr, name) for name in names}
     answer(evil, "/smart-configuration", **values)
@@ -214,10 +210,14 @@ def test_in_a_group_a_hostile_server_can_receive_another_ones_token(
     assert received.headers["Authorization"] == f"Bearer {token}"
 
 
-def _share_callback() -> None:
+def _share_callback(known: EHRSimulator | None) -> None:
+    """Let all servers share one callback; enter the issuer of *known*."""
     ClientRegistration.objects.update(
         callback_group="vendor", callback_id="", redirect_uri=REDIRECT_URI
     )
+    if known is not None:
+        servers = FHIRServer.objects.filter(base_url=known.base_url)
+        assert servers.update(overrides={"issuer": known.issuer}) == 1
 
 
 # Who may share a callback
