@@ -34,7 +34,6 @@ from ..servers.http import (
     send_patiently,
     whole_call_seconds,
 )
-from ..transport import is_in_event_loop
 from .deployment import check_owner
 from .lease import exchange_with_lease, get_fresh_grant, lease_length, note_failure
 from .refresh_response import take_answer, take_refusal
@@ -124,9 +123,8 @@ def _note_use(grant: TokenGrant, *, now: datetime) -> None:
         return
     if grant.last_used_at is not None and now - grant.last_used_at < _USE_PRECISION:
         return
-    # The caller's transaction would keep the row locked, and an event loop must not
-    # wait for the database; a later request will record it.
-    if is_in_transaction() or is_in_event_loop():
+    # The caller's transaction would keep the row locked; a later request records it.
+    if is_in_transaction():
         return
     grant.last_used_at = now
     try:
@@ -145,7 +143,7 @@ def _look_again(grant: TokenGrant) -> None:
     if time.monotonic() - grant.known_at < _KNOWN_FOR:
         return
     # A transaction may be broken, or see outdated rows.
-    if is_in_transaction() or is_in_event_loop():
+    if is_in_transaction():
         return
     fresh = TokenGrant.objects.find_usable(grant.pk)
     if fresh is None:
