@@ -68,7 +68,6 @@ def create_signing_key(
         pem = generate_private_key_pem(algorithm)
         jwk = public_jwk(load_private_key(pem))
         kid = jwk["kid"]
-    now = timezone.now()
     key = SigningKey.objects.create(
         kid=kid,
         algorithm=algorithm,
@@ -76,8 +75,7 @@ def create_signing_key(
         private_key=pem,
         public_jwk=jwk,
         status=status,
-        activated_at=now if status == _Status.ACTIVE else None,
-        retired_at=now if status == _Status.RETIRED else None,
+        activated_at=timezone.now() if status == _Status.ACTIVE else None,
     )
     # By the clock that decides when it may sign.
     SigningKey.objects.filter(pk=key.pk).update(created_at=DatabaseNow())
