@@ -425,7 +425,7 @@ def choose_callback(registration: ClientRegistration) -> str:
     if registration.callback_id:
         return _reverse_callback(registration.callback_id)
     others = ClientRegistration.objects.exclude(pk=registration.pk)
-    stem, number = registration.server.slug or "app", 1
+    stem, number = registration.server.slug, 1
     while others.filter(callback_id=registration.callback_id).exists():
         registration.callback_id = stem if number == 1 else f"{stem}-{number}"
         number += 1
