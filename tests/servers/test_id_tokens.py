@@ -197,3 +197,15 @@ def test_new_keys_that_another_process_fetched_are_taken_from_the_row(
     assert len(ehr.requests_to("jwks")) == 1
     assert FHIRServer.objects.get().state.jwks == newest
     assert next(sets, None) is None
+
+
+@pytest.mark.usefixtures("clock")
+def test_keys_that_were_dropped_meanwhile_are_fetched(
+    ehr: EHRSimulator,
+) -> None:
+    server = FHIRServer.objects.get()
+    sets = iter_jwks(server)
+    known = next(sets)
+    ServerState.objects.update(jwks=None, jwks_fetched_at=None)
+    assert next(sets) == known
+    assert len(ehr.requests_to("jwks")) == 2
