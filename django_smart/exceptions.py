@@ -32,10 +32,9 @@ data.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from django_smart.diagnoses import DIAGNOSES
 
@@ -591,47 +590,6 @@ class ReplacedPatientError(MalformedFHIRResponseError):
     """
 
     code = "patient_replaced"
-
-
-# Removed names, and the class whose codes tell the errors apart now.
-_FOLDED = {
-    "AddressRefusedError": "TransportError",
-    "AppStateDeletedError": "AppStateError",
-    "AppStateTooLargeError": "AppStateError",
-    "BrandStatusError": "BrandError",
-    "DecisionError": "LaunchRequestError",
-    "DiscoveryBusyError": "DiscoveryError",
-    "EndedLaunchError": "PrefixError",
-    "FHIRGoneError": "FHIRNotFoundError",
-    "FHIRTooManyRequestsError": "FHIRUnavailableError",
-    "FHIRUnprocessableError": "FHIRStatusError",
-    "IdentityInUseError": "IdentityError",
-    "MalformedAuthorizationResponseError": "AuthorizationResponseError",
-    "MalformedBrandError": "BrandError",
-    "MalformedDiscoveryError": "DiscoveryError",
-    "MalformedIDTokenError": "IDTokenError",
-    "MalformedRegistrationResponseError": "RegistrationError",
-    "MissingParameterError": "LaunchRequestError",
-    "ModelVersionError": "FHIRRequestError",
-    "RedirectRefusedError": "TransportError",
-    "RefreshBusyError": "GrantError",
-    "StreamedResultError": "FHIRRequestError",
-    "UnknownSigningKeyError": "IDTokenSignatureError",
-    "UserInactiveError": "IdentityError",
-    "UserRefusedError": "IdentityError",
-}
-
-
-def __getattr__(name: str) -> type[SMARTError]:
-    if name not in _FOLDED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    parent = _FOLDED[name]
-    warnings.warn(
-        f"{name} is removed in 0.1.0: use {parent} and its code.",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return cast("type[SMARTError]", globals()[parent])
 
 
 __all__ = [

@@ -71,16 +71,6 @@ def test_every_code_of_an_error_is_declared_and_no_other():
     assert declared == codes | CODES_OF_PAGES
 
 
-def test_removed_class_is_the_class_that_has_its_code_now():
-    with pytest.warns(DeprecationWarning, match="use IdentityError and its code"):
-        removed = exceptions.UserInactiveError
-    with pytest.raises(removed):
-        raise exceptions.IdentityError("for developers", code="user_inactive")
-    assert "UserInactiveError" not in exceptions.__all__
-    with pytest.raises(AttributeError, match="NoSuchError"):
-        exceptions.NoSuchError  # noqa: B018
-
-
 def test_drawing_of_the_tree_has_every_branch():
     drawn = re.findall(r"^ +[│├└─ ]*(\w+Error)\b", exceptions.__doc__ or "", re.M)
     root = exceptions.SMARTError

@@ -19,7 +19,7 @@ from tests.ehr import SITE
 
 @pytest.mark.django_db
 def test_commands_of_the_page(settings: Any, tmp_path: Path) -> None:
-    own_tests, upgrade, doctor, back, anew = read_blocks("how-to/upgrade.rst")
+    own_tests, upgrade, doctor, back = read_blocks("how-to/upgrade.rst")
     ((_, *words),) = own_tests.commands
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
     subprocess.run(
@@ -44,7 +44,3 @@ def test_commands_of_the_page(settings: Any, tmp_path: Path) -> None:
     names = [name for _, name in MigrationLoader(None).disk_migrations]
     assert [name for name in names if name.startswith(back_to[4])]
     assert older[:2] == ["pip", "install"]
-    zero, again, forward = anew.commands
-    do([*zero, "--plan"])
-    assert again == install
-    do(forward)
